@@ -1,0 +1,1 @@
+"""kvmpy: the KVM API in Python."""

@@ -1,0 +1,120 @@
+"""What every device is: registers at ports or memory addresses, an interrupt line, state that can be saved.
+
+A device knows no KVM. It is plugged into a *board* (a `Machine`, or anything with the same few methods), so every
+device is tested without a VM. What a guest does wrong to a device is a counted event, never an exception.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Protocol
+
+__all__ = ["NULL_LINE", "Board", "Device", "InterruptLine", "Region"]
+
+ReadHandler = Callable[[int, int], int]
+WriteHandler = Callable[[int, int, int], None]
+
+
+class InterruptLine(Protocol):
+    """A wire to an interrupt controller. Level: it stays raised until it is lowered."""
+
+    def raise_line(self) -> None: ...
+    def lower_line(self) -> None: ...
+
+
+class _NullLine:
+    """A line that is connected to nothing."""
+
+    def raise_line(self) -> None:
+        pass
+
+    def lower_line(self) -> None:
+        pass
+
+
+NULL_LINE: InterruptLine = _NullLine()
+
+
+class Board(Protocol):
+    """What a device may ask of what it is plugged into.
+
+    `reset`, `shutdown` and `exit` end the run after the present access; `source` names the device and the cause.
+    """
+
+    def interrupt_line(self, number: int) -> InterruptLine: ...
+    def reset(self, source: str) -> None: ...
+    def shutdown(self, source: str) -> None: ...
+    def exit(self, code: int, source: str) -> None: ...
+
+
+class Region:
+    """A range of ports or of guest-physical addresses and who answers there.
+
+    `read(offset, size) -> int` and `write(offset, size, value)`; `offset` counts from `start`, plus `base`, the number
+    that the device gives to the first byte of this region. `width` is the widest access, in bytes, that the device
+    takes at once: wider ones are split, lowest address first, as an ISA bus does.
+    """
+
+    __slots__ = ("base", "kind", "length", "name", "read", "start", "width", "write")
+
+    def __init__(
+        self, kind: str, start: int, length: int, name: str,
+        read: ReadHandler | None, write: WriteHandler | None, *, base: int = 0, width: int = 8,
+    ) -> None:  # fmt: skip
+        self.kind = kind  # "port" or "mmio"
+        self.start = start
+        self.length = length
+        self.name = name
+        self.read = read
+        self.write = write
+        self.base = base
+        self.width = width
+
+    def __repr__(self) -> str:
+        return f"{self.name} ({self.kind} {self.start:#x}..{self.start + self.length - 1:#x})"
+
+
+class Device:
+    """Base of all devices. A subclass sets `name`, gives `regions()`, and answers `read` and `write`.
+
+    `counters` counts what the guest did wrong or what was dropped, by a short name.
+    """
+
+    name = "device"
+    irq: int | None = None
+
+    def __init__(self) -> None:
+        self.line: InterruptLine = NULL_LINE
+        self.board: Board | None = None
+        self.counters: Counter[str] = Counter()
+
+    def regions(self) -> tuple[Region, ...]:
+        """The ports and addresses that this device answers at."""
+        return ()
+
+    def attach(self, board: Board) -> None:
+        """Plug the device into a board: connect its interrupt line."""
+        self.board = board
+        if self.irq is not None:
+            self.line = board.interrupt_line(self.irq)
+
+    def read(self, offset: int, size: int) -> int:
+        """The guest reads `size` bytes at `offset`. All ones where there is no register."""
+        return (1 << 8 * size) - 1
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """The guest writes `value`, `size` bytes wide, at `offset`."""
+
+    def reset(self) -> None:
+        """Return to the state after power-on. Host-side output that was already produced stays."""
+
+    def state(self) -> dict[str, Any]:
+        """All that `restore` needs, as plain data (ints, strings, bytes, lists, dicts)."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what `state()` gave, the interrupt line included."""
+
+    def close(self) -> None:
+        """Release what the device holds on the host."""
