@@ -1,0 +1,165 @@
+"""What holds for every test: what needs KVM, how long it may take, how many examples it tries.
+
+* Tests under tests/guest/ carry the marker `kvm`, those under tests/linux/ also `linux` and `slow`. A test marked `kvm`
+  runs only where a VM can really be created; elsewhere it is skipped with the reason, or fails under
+  KVMPY_REQUIRE_KVM=1.
+* Slow tests come last, each announced by name.
+* No phase of a test (set-up, call, tear-down) outlives its deadline. See `_Deadline`.
+* Hypothesis profiles: see fuzz_settings.py.
+* Leaks count: `filterwarnings = error` makes pytest fail a test for a ResourceWarning, for an exception that a thread
+  did not catch, and for one raised in a finalizer.
+"""
+
+import faulthandler
+import os
+import signal
+from collections.abc import Generator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+import kvm_presence
+from fuzz_settings import FUZZ_EXAMPLES, PROFILE, PROPERTY_EXAMPLES
+
+TESTS = Path(__file__).parent
+
+FAST_DEADLINE = 60.0
+"""Seconds that a phase of a test may take, unless `@pytest.mark.deadline(seconds)` says otherwise."""
+
+SLOW_DEADLINE = 600.0
+"""The same for tests marked `slow`, and for those under tests/fuzz/ with the examples of the profile `ci`."""
+
+_standard_error = pytest.StashKey[int]()
+
+
+class DeadlineExceeded(BaseException):
+    """A test took too long.
+
+    Like KeyboardInterrupt no Exception, so that neither `except Exception` nor Hypothesis (which would look for a
+    smaller example that takes too long as well) holds it up.
+    """
+
+
+class _Deadline:
+    """A limit on one phase of a test, in seconds, that works without any plugin.
+
+    SIGALRM at the deadline raises DeadlineExceeded in the main thread, so the test fails and the session goes on; again
+    after half as long, in case the first was swallowed (Python drops what is raised in a finalizer). At twice the
+    deadline faulthandler's own thread, which needs no GIL, writes the stacks of all threads and ends the process: the
+    last resort against C code or a kernel call that never returns. Tests and library leave SIGALRM alone.
+    """
+
+    def __init__(self, seconds: float, name: str, standard_error: int) -> None:
+        self._seconds = seconds
+        self._name = name
+        self._standard_error = standard_error
+        self._armed = False
+
+    def __enter__(self) -> None:
+        self._armed = True
+        self._previous = signal.signal(signal.SIGALRM, self._expired)
+        faulthandler.dump_traceback_later(2 * self._seconds, exit=True, file=self._standard_error)
+        signal.setitimer(signal.ITIMER_REAL, self._seconds, self._seconds / 2)
+
+    def __exit__(self, *_: object) -> None:
+        # A signal that came before the timer stopped may still be on its way to the Python handler.
+        self._armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self._previous)
+        faulthandler.cancel_dump_traceback_later()
+
+    def _expired(self, _signal: int, _frame: FrameType | None) -> None:
+        if self._armed:
+            raise DeadlineExceeded(f"{self._name} took more than {self._seconds:g} seconds")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Capturing is suspended here: this descriptor stays the terminal's (or the log's) while tests have another one.
+    config.stash[_standard_error] = os.dup(2)
+    not_timed = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+    for name, examples in (("property", PROPERTY_EXAMPLES[PROFILE]), ("fuzz", FUZZ_EXAMPLES)):
+        settings.register_profile(name, max_examples=examples, print_blob=PROFILE == "ci", **not_timed)  # type: ignore[arg-type]
+    settings.load_profile("property")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    os.close(config.stash[_standard_error])
+
+
+def pytest_report_header() -> list[str]:
+    return [
+        f"kvm: {kvm_presence.problem() or 'a VM can be created'}",
+        f"hypothesis: profile {PROFILE}, {PROPERTY_EXAMPLES[PROFILE]} examples a test, {FUZZ_EXAMPLES} in tests/fuzz",
+    ]
+
+
+def _folder(path: Path) -> str:
+    """The folder directly below tests/ that holds `path`, or nothing."""
+    return path.relative_to(TESTS).parts[0] if path.is_relative_to(TESTS) else ""
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    # A test takes the profile that is loaded while its module is imported, which comes next.
+    if isinstance(collector, pytest.Module):
+        settings.load_profile("fuzz" if _folder(collector.path) == "fuzz" else "property")
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        match _folder(item.path):
+            case "guest":
+                item.add_marker(pytest.mark.kvm)
+            case "linux":
+                item.add_marker(pytest.mark.kvm)
+                item.add_marker(pytest.mark.linux)
+                item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+def _seconds_allowed(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("deadline")
+    if marker is not None:
+        (seconds,) = marker.args
+        return float(seconds)
+    if item.get_closest_marker("slow") or (PROFILE == "ci" and _folder(item.path) == "fuzz"):
+        return SLOW_DEADLINE
+    return FAST_DEADLINE
+
+
+def _run_phase(item: pytest.Item, phase: str) -> Generator[None, object, object]:
+    if item.config.getoption("usepdb"):
+        return (yield)
+    with _Deadline(_seconds_allowed(item), f"{phase} of {item.nodeid}", item.config.stash[_standard_error]):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)  # innermost: other plugins must have begun when this one skips
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    if item.get_closest_marker("kvm") and (problem := kvm_presence.problem()):
+        if kvm_presence.required():
+            pytest.fail(f"KVMPY_REQUIRE_KVM=1, but {problem}", pytrace=False)
+        pytest.skip(problem)
+    if item.get_closest_marker("slow"):
+        _announce(item)
+    return (yield from _run_phase(item, "set-up"))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    return (yield from _run_phase(item, "call"))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    return (yield from _run_phase(item, "tear-down"))
+
+
+def _announce(item: pytest.Item) -> None:
+    """Say which slow test begins, so that a log shows what takes its time."""
+    reporter = item.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and reporter.verbosity == 0:
+        reporter.ensure_newline()
+        reporter.write(f"slow: {item.nodeid} ", flush=True)
