@@ -1,0 +1,44 @@
+"""A board for device tests: it writes down what the device does to it."""
+
+from __future__ import annotations
+
+
+class RecordingLine:
+    """An interrupt line that remembers its level and every change it was told."""
+
+    def __init__(self) -> None:
+        self.level = False
+        self.history: list[bool] = []
+
+    def raise_line(self) -> None:
+        self.level = True
+        self.history.append(True)
+
+    def lower_line(self) -> None:
+        self.level = False
+        self.history.append(False)
+
+    @property
+    def edges(self) -> int:
+        """How often the line went up."""
+        return self.history.count(True)
+
+
+class RecordingBoard:
+    """Gives out recording lines, and notes how the run was ended."""
+
+    def __init__(self) -> None:
+        self.lines: dict[int, RecordingLine] = {}
+        self.ended: list[tuple[str, int | None]] = []
+
+    def interrupt_line(self, number: int) -> RecordingLine:
+        return self.lines.setdefault(number, RecordingLine())
+
+    def reset(self, source: str) -> None:
+        self.ended.append(("reset", None))
+
+    def shutdown(self, source: str) -> None:
+        self.ended.append(("shutdown", None))
+
+    def exit(self, code: int, source: str) -> None:
+        self.ended.append(("exit", code))
