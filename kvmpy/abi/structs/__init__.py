@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from ctypes import Structure, _CData
     from typing import TypeVar
 
+    from kvmpy.abi.structs.confidential import *  # noqa: F403
+    from kvmpy.abi.structs.cpuid_msr import *  # noqa: F403
+    from kvmpy.abi.structs.guest_interfaces import *  # noqa: F403
+    from kvmpy.abi.structs.interrupts import *  # noqa: F403
+    from kvmpy.abi.structs.machine import *  # noqa: F403
+    from kvmpy.abi.structs.memory import *  # noqa: F403
+    from kvmpy.abi.structs.nested import *  # noqa: F403
     from kvmpy.abi.structs.registers import *  # noqa: F403
+    from kvmpy.abi.structs.run import *  # noqa: F403
+    from kvmpy.abi.structs.vcpu import *  # noqa: F403
 
     _S = TypeVar("_S", bound=Structure)
 
@@ -31,6 +40,122 @@ MODULES = {
         "kvm_vcpu_events",
         "kvm_sync_regs",
         "kvm_userspace_memory_region",
+    ),
+    "run": (
+        "kvm_debug_exit_arch",
+        "kvm_hyperv_exit",
+        "kvm_xen_exit",
+        "kvm_run",
+    ),
+    "cpuid_msr": (
+        "kvm_cpuid_entry",
+        "kvm_cpuid",
+        "kvm_cpuid_entry2",
+        "kvm_cpuid2",
+        "kvm_msr_entry",
+        "kvm_msrs",
+        "kvm_msr_list",
+        "kvm_msr_filter_range",
+        "kvm_msr_filter",
+    ),
+    "vcpu": (
+        "kvm_sregs2",
+        "kvm_fpu",
+        "kvm_xsave",
+        "kvm_xcr",
+        "kvm_xcrs",
+        "kvm_lapic_state",
+        "kvm_mp_state",
+        "kvm_interrupt",
+        "kvm_signal_mask",
+        "kvm_translation",
+        "kvm_debugregs",
+        "kvm_guest_debug_arch",
+        "kvm_guest_debug",
+        "kvm_tpr_access_ctl",
+        "kvm_vapic_addr",
+        "kvm_x86_mce",
+        "kvm_one_reg",
+        "kvm_reg_list",
+    ),
+    "nested": (
+        "kvm_vmx_nested_state_data",
+        "kvm_vmx_nested_state_hdr",
+        "kvm_svm_nested_state_data",
+        "kvm_svm_nested_state_hdr",
+        "kvm_nested_state",
+    ),
+    "memory": (
+        "kvm_userspace_memory_region2",
+        "kvm_memory_attributes",
+        "kvm_create_guest_memfd",
+        "kvm_pre_fault_memory",
+        "kvm_enc_region",
+        "kvm_dirty_log",
+        "kvm_clear_dirty_log",
+        "kvm_dirty_gfn",
+        "kvm_coalesced_mmio_zone",
+        "kvm_coalesced_mmio",
+        "kvm_coalesced_mmio_ring",
+    ),
+    "interrupts": (
+        "kvm_irq_level",
+        "kvm_pic_state",
+        "kvm_ioapic_state",
+        "kvm_irqchip",
+        "kvm_pit_config",
+        "kvm_pit_channel_state",
+        "kvm_pit_state",
+        "kvm_pit_state2",
+        "kvm_reinject_control",
+        "kvm_irqfd",
+        "kvm_ioeventfd",
+        "kvm_msi",
+        "kvm_irq_routing_irqchip",
+        "kvm_irq_routing_msi",
+        "kvm_irq_routing_s390_adapter",
+        "kvm_irq_routing_hv_sint",
+        "kvm_irq_routing_xen_evtchn",
+        "kvm_irq_routing_entry",
+        "kvm_irq_routing",
+    ),
+    "machine": (
+        "kvm_enable_cap",
+        "kvm_clock_data",
+        "kvm_create_device",
+        "kvm_device_attr",
+        "kvm_vfio_spapr_tce",
+        "kvm_pmu_event_filter",
+        "kvm_stats_header",
+        "kvm_stats_desc",
+    ),
+    "guest_interfaces": (
+        "kvm_hyperv_eventfd",
+        "kvm_xen_hvm_config",
+        "kvm_xen_hvm_attr",
+        "kvm_xen_vcpu_attr",
+    ),
+    "confidential": (
+        "kvm_sev_cmd",
+        "kvm_sev_init",
+        "kvm_sev_launch_start",
+        "kvm_sev_launch_update_data",
+        "kvm_sev_launch_secret",
+        "kvm_sev_launch_measure",
+        "kvm_sev_guest_status",
+        "kvm_sev_dbg",
+        "kvm_sev_attestation_report",
+        "kvm_sev_send_start",
+        "kvm_sev_send_update_data",
+        "kvm_sev_receive_start",
+        "kvm_sev_receive_update_data",
+        "kvm_sev_snp_launch_start",
+        "kvm_sev_snp_launch_update",
+        "kvm_sev_snp_launch_finish",
+        "kvm_tdx_cmd",
+        "kvm_tdx_capabilities",
+        "kvm_tdx_init_vm",
+        "kvm_tdx_init_mem_region",
     ),
 }
 """Which module of this package holds which structs."""
