@@ -87,8 +87,8 @@ _TSS64_LAYOUT: _Layout = (
 )
 # Every field takes four bytes, selectors the lower two; `trap` shares its four with the bitmap base (figure 7-2).
 _TSS32_FIELDS = (
-    "link", "esp0", "ss0", "esp1", "ss1", "esp2", "ss2", "cr3", "eip", "eflags", "eax", "ecx", "edx", "ebx", "esp", "ebp",
-    "esi", "edi", "es", "cs", "ss", "ds", "fs", "gs", "ldt", "trap",
+    "link", "esp0", "ss0", "esp1", "ss1", "esp2", "ss2", "cr3", "eip", "eflags", "eax", "ecx", "edx", "ebx", "esp",
+    "ebp", "esi", "edi", "es", "cs", "ss", "ds", "fs", "gs", "ldt", "trap",
 )  # fmt: skip
 _TSS32_WORDS = {"link", "ss0", "ss1", "ss2", "es", "cs", "ss", "ds", "fs", "gs", "ldt", "trap"}
 _TSS32_LAYOUT: _Layout = tuple(
