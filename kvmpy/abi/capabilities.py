@@ -1,4 +1,4 @@
-"""Capabilities: what KVM_CHECK_EXTENSION is asked about and KVM_ENABLE_CAP turns on (KVM API, 4.4, 4.37, chapters 6 to 8).
+"""Capabilities: what KVM_CHECK_EXTENSION answers for and KVM_ENABLE_CAP turns on (KVM API, 4.4, 4.37, chapters 6 to 8).
 
 The numbers are one space for all architectures, so the other architectures' are here too. 5, 17, 19, 20, 27 and 28
 have no meaning any more. The answer of KVM_CHECK_EXTENSION is 0 for no and positive for yes; a

@@ -1,7 +1,7 @@
 """Why KVM_RUN came back: the values of kvm_run.exit_reason (KVM API, section 5), and the numbers some of them carry.
 
-One number space for all architectures; those that x86 never reports are named so that a report can name them.
-Kernel's names; every upper-case name here is public.
+Plain integers under the kernel's names; every upper-case name is public. It is one number space for all architectures:
+those that x86 never reports are here so that a report can name them.
 """
 
 KVM_EXIT_UNKNOWN = 0  # the processor gave a reason that KVM does not know

@@ -1,4 +1,4 @@
-"""Bits and small numbers in the arguments of ioctls, by subject, under the kernel's names (`<linux/kvm.h>`, `<asm/kvm.h>`).
+"""Bits and small numbers in the arguments of ioctls, by subject, named as in `<linux/kvm.h>` and `<asm/kvm.h>`.
 
 Plain integers; every upper-case name is public. Numbers that belong to exits are in `kvmpy.abi.exit_reasons`, those of
 SEV and TDX in `kvmpy.abi.confidential`, those of Xen and Hyper-V guests in `kvmpy.abi.guest_interfaces`.

@@ -1,4 +1,4 @@
-"""Numbers for guests that believe they run on Xen or on Hyper-V, under the kernel's names (KVM API, 4.28, 4.112, 4.127).
+"""Numbers for guests that believe they run on Xen or on Hyper-V, named as in the kernel (KVM API, 4.28, 4.112, 4.127).
 
 Plain integers; every upper-case name is public.
 """

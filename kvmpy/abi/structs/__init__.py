@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kvmpy.abi.structs.registers import *  # noqa: F403
     from kvmpy.abi.structs.run import *  # noqa: F403
     from kvmpy.abi.structs.vcpu import *  # noqa: F403
+    from kvmpy.abi.structs.withdrawn import *  # noqa: F403
 
     _S = TypeVar("_S", bound=Structure)
 
@@ -156,6 +157,17 @@ MODULES = {
         "kvm_tdx_capabilities",
         "kvm_tdx_init_vm",
         "kvm_tdx_init_mem_region",
+    ),
+    "withdrawn": (
+        "kvm_memory_region",
+        "kvm_memory_alias",
+        "kvm_user_trace_setup",
+        "kvm_breakpoint",
+        "kvm_debug_guest",
+        "kvm_assigned_pci_dev",
+        "kvm_assigned_irq",
+        "kvm_assigned_msix_nr",
+        "kvm_assigned_msix_entry",
     ),
 }
 """Which module of this package holds which structs."""
