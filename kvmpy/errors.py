@@ -112,7 +112,8 @@ class HandlerResultError(UsageError):
 
     def __init__(self, handler: str, value: object, size: int) -> None:
         super().__init__(
-            f"{handler} answered a read of {size} bytes with {value!r}; it must be an int from 0 to {(1 << 8 * size) - 1:#x}"
+            f"{handler} answered a read of {size} bytes with {value!r}; "
+            f"it must be an int from 0 to {(1 << 8 * size) - 1:#x}"
         )
         self.handler = handler
         self.value = value

@@ -65,7 +65,9 @@ class GuestMemory:
 
     def _outside(self, address: int, length: int) -> GuestMemoryError:
         where = ", ".join(map(repr, self.regions)) or "none"
-        span = f"{length} bytes at {address:#x}" if length >= 0 else f"{length} bytes (a negative length) at {address:#x}"
+        span = (
+            f"{length} bytes at {address:#x}" if length >= 0 else f"{length} bytes (a negative length) at {address:#x}"
+        )
         return GuestMemoryError(f"{span} are not in guest memory (there is: {where})", address, length)
 
     # Bytes

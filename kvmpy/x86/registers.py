@@ -5,7 +5,15 @@ They hold what KVM_GET_REGS and KVM_GET_SREGS hold (KVM API, sections 4.11 and 4
 Hand-written slotted classes: this module is on the path of `import kvmpy`, where dataclasses would cost 20 ms.
 """
 
-__all__ = ["GENERAL_REGISTERS", "SEGMENT_REGISTERS", "CpuState", "DescriptorTable", "Registers", "Segment", "SystemRegisters"]
+__all__ = [
+    "GENERAL_REGISTERS",
+    "SEGMENT_REGISTERS",
+    "CpuState",
+    "DescriptorTable",
+    "Registers",
+    "Segment",
+    "SystemRegisters",
+]
 
 GENERAL_REGISTERS = (
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp",
@@ -94,7 +102,8 @@ class Segment:
     def __repr__(self) -> str:
         flags = " ".join(f"{name}={getattr(self, name)}" for name in ("dpl", "present", "s", "db", "l", "g", "avl"))
         unusable = " unusable" if self.unusable else ""
-        return f"<Segment {self.selector:#06x} base={self.base:#x} limit={self.limit:#x} type={self.type:#x} {flags}{unusable}>"
+        place = f"{self.selector:#06x} base={self.base:#x} limit={self.limit:#x}"
+        return f"<Segment {place} type={self.type:#x} {flags}{unusable}>"
 
 
 class DescriptorTable:
@@ -127,7 +136,7 @@ class DescriptorTable:
 class _Comparable:
     """Equality and copying over __slots__, for the two mutable register files."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -234,7 +243,8 @@ class SystemRegisters(_Comparable):
         return system_registers_text(self)
 
     def __repr__(self) -> str:
-        return f"<SystemRegisters cr0={self.cr0:#x} cr3={self.cr3:#x} cr4={self.cr4:#x} efer={self.efer:#x} cs={self.cs.selector:#x}>"
+        control = f"cr0={self.cr0:#x} cr3={self.cr3:#x} cr4={self.cr4:#x} efer={self.efer:#x}"
+        return f"<SystemRegisters {control} cs={self.cs.selector:#x}>"
 
 
 class CpuState(_Comparable):

@@ -1,0 +1,19 @@
+"""KVM_ENABLE_CAP, which VM and vCPU descriptors share (KVM API, section 4.37)."""
+
+from kvmpy.kvm.descriptor import Descriptor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["enable_cap"]
+
+
+def enable_cap(descriptor: Descriptor, capability: int, arguments: "Sequence[int]", flags: int) -> None:
+    """Enable `capability` (a `Cap` or its number) with up to four 64-bit arguments, explained in chapters 6 and 7."""
+    from kvmpy.abi.structs import kvm_enable_cap
+
+    request = kvm_enable_cap(cap=int(capability), flags=flags)
+    for index, argument in enumerate(arguments):
+        request.args[index] = argument
+    descriptor.ioctl("KVM_ENABLE_CAP", request)

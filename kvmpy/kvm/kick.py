@@ -1,0 +1,139 @@
+"""Getting a thread out of KVM_RUN without luck: one blocked signal, and a timer of each vCPU that sends it.
+
+The signal is blocked in every thread that runs a vCPU, and KVM_SET_SIGNAL_MASK opens it inside KVM_RUN only. One that
+arrives at the worst moment, between the last look at the requests and KVM_RUN, therefore stays pending and ends KVM_RUN
+at once: nothing is lost, and no Python-level signal handler, which would run late and only in the main thread, is
+involved. `immediate_exit` in kvm_run (KVM API, chapter 5) does the same for a kick that finds no thread to signal.
+"""
+
+import ctypes
+import os
+import signal
+import threading
+
+from kvmpy.errors import KvmError
+
+__all__ = ["KICK_SIGNAL", "KickTimer", "SignalMask", "drain", "prepare_thread", "send"]
+
+KICK_SIGNAL = signal.SIGRTMIN + 5
+"""A real-time signal that nothing else is known to use (glibc takes the first two, debuggers none of this range)."""
+
+_SI_TIMER = -2  # siginfo.si_code of a POSIX timer (<bits/siginfo-consts.h>)
+_SIGEV_THREAD_ID = 4
+_SYS_TGKILL = 234  # x86-64
+_CLOCK_MONOTONIC = 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_this_thread = threading.local()
+
+
+class SignalMask(ctypes.Structure):
+    """struct kvm_signal_mask with the kernel's 64-bit signal set (KVM API, section 4.21)."""
+
+    _fields_ = [("len", ctypes.c_uint32), ("sigset", ctypes.c_uint8 * 8)]
+
+
+class _Sigevent(ctypes.Structure):
+    """struct sigevent (<bits/types/sigevent_t.h>), for SIGEV_THREAD_ID."""
+
+    _fields_ = [
+        ("value", ctypes.c_void_p),
+        ("signo", ctypes.c_int),
+        ("notify", ctypes.c_int),
+        ("thread", ctypes.c_int),
+        ("rest", ctypes.c_byte * 44),
+    ]
+
+
+class _Itimerspec(ctypes.Structure):
+    """struct itimerspec: interval and first expiry, each in seconds and nanoseconds."""
+
+    _fields_ = [
+        ("interval_s", ctypes.c_long),
+        ("interval_ns", ctypes.c_long),
+        ("value_s", ctypes.c_long),
+        ("value_ns", ctypes.c_long),
+    ]
+
+
+def prepare_thread() -> int:
+    """Block the kick signal in the calling thread, once, and answer the thread's native id."""
+    tid: int | None = getattr(_this_thread, "tid", None)
+    if tid is None or _this_thread.pid != os.getpid():
+        signal.pthread_sigmask(signal.SIG_BLOCK, [KICK_SIGNAL])
+        _survive_unblocking()
+        tid = threading.get_native_id()
+        _this_thread.tid = tid
+        _this_thread.pid = os.getpid()
+    return tid
+
+
+def _survive_unblocking() -> None:
+    """Give the signal a handler that does nothing: should somebody unblock it, the default would kill the process.
+
+    The handler is C's abs(): it takes an int, like every signal handler, and has no effect. Python's own signal.signal
+    would do only in the main thread. A handler that somebody has set already is left alone.
+    """
+    _libc.signal.restype = ctypes.c_void_p
+    harmless = ctypes.cast(_libc.abs, ctypes.c_void_p)
+    previous = _libc.signal(KICK_SIGNAL, harmless)
+    if previous not in (None, 0, harmless.value):
+        _libc.signal(KICK_SIGNAL, ctypes.c_void_p(previous))
+
+
+def mask_in_guest() -> SignalMask:
+    """What KVM_SET_SIGNAL_MASK gets: the calling thread's own mask, with the kick signal let through."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    bits = 0
+    for number in blocked:
+        if number != KICK_SIGNAL:
+            bits |= 1 << (number - 1)
+    return SignalMask(8, (ctypes.c_uint8 * 8)(*bits.to_bytes(8, "little")))
+
+
+def send(tid: int) -> None:
+    """Signal one thread of this process. One that is gone, or that is not in KVM_RUN, takes no harm."""
+    # tgkill rather than pthread_kill, whose argument is a pointer that dangles once the thread has ended.
+    _libc.syscall(ctypes.c_long(_SYS_TGKILL), os.getpid(), tid, int(KICK_SIGNAL))
+
+
+def drain() -> bool:
+    """Consume the pending kick signals of this thread. True when there were some and all came from a timer."""
+    ticked = False
+    sent = False
+    while (info := signal.sigtimedwait((KICK_SIGNAL,), 0)) is not None:
+        if info.si_code == _SI_TIMER:
+            ticked = True
+        else:
+            sent = True
+    return ticked and not sent
+
+
+class KickTimer:
+    """A POSIX timer that sends the kick signal to the thread that creates it (timer_create(2), SIGEV_THREAD_ID)."""
+
+    __slots__ = ("_timer",)
+
+    def __init__(self) -> None:
+        event = _Sigevent(signo=int(KICK_SIGNAL), notify=_SIGEV_THREAD_ID, thread=threading.get_native_id())
+        self._timer: ctypes.c_void_p | None = ctypes.c_void_p()
+        if _libc.timer_create(_CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)):
+            self._timer = None
+            raise KvmError(
+                "timer_create", ctypes.get_errno(), "a vCPU needs a timer for timeouts; see RLIMIT_SIGPENDING"
+            )
+
+    def arm(self, first: float, interval: float = 0.0) -> None:
+        """Send the signal in `first` seconds and then every `interval` seconds (0: only once). `first` 0 disarms."""
+        first_ns, interval_ns = max(round(first * 1e9), 1 if first else 0), round(interval * 1e9)
+        spec = _Itimerspec(*divmod(interval_ns, 10**9), *divmod(first_ns, 10**9))
+        _libc.timer_settime(self._timer, 0, ctypes.byref(spec), None)
+
+    def delete(self) -> None:
+        """Free the timer."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            _libc.timer_delete(timer)
+
+    def __del__(self) -> None:
+        self.delete()

@@ -1,0 +1,281 @@
+"""A vCPU's registers as live objects: loaded once, written back once before the vCPU runs on.
+
+With KVM_CAP_SYNC_REGS the kernel copies registers through `kvm_run.s` on every KVM_RUN (KVM API, section 6.12), so
+these objects are views of that area: the general registers are always up to date, and assigning to one marks the area
+dirty for the next KVM_RUN; there is nothing to do on the path of an exit. The system registers are copied only after
+somebody has asked for them once, because reading them costs some processors a microsecond or more. KVM_GET_REGS and
+its sisters fill the same area when the vCPU has not run yet.
+
+Without the capability the area is private memory and the vCPU loads and writes it back by ioctl around KVM_RUN.
+"""
+
+from kvmpy.errors import RegisterValueError
+from kvmpy.x86.registers import (
+    GENERAL_REGISTERS,
+    SEGMENT_REGISTERS,
+    DescriptorTable,
+    Registers,
+    Segment,
+    SystemRegisters,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmpy.kvm.register_sync import RegisterSync
+
+__all__ = ["LiveRegisters", "LiveSystemRegisters"]
+
+_CONTROL_REGISTERS = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")
+
+# Offsets in struct kvm_sregs: eight struct kvm_segment of 24 bytes, two struct kvm_dtable of 16, then u64 fields.
+_SEGMENT_SIZE, _TABLES, _CONTROL, _INTERRUPTS, SREGS_SIZE = 24, 192, 224, 280, 312
+_SEGMENT_WIDTHS = {"base": 64, "limit": 32, "selector": 16, "type": 4, "dpl": 2}
+
+
+def _general(index: int, name: str) -> property:
+    def read(registers: "LiveRegisters") -> int:
+        registers._sync.need_regs()
+        return registers._cells[index]
+
+    def write(registers: "LiveRegisters", value: int) -> None:
+        _check(name, value, 64)
+        registers._sync.need_regs()
+        registers._cells[index] = value
+        registers._sync.mark_regs()
+
+    return property(read, write, doc=f"{name.upper()}, 64 bits, unsigned")
+
+
+def _control(index: int, name: str) -> property:
+    def read(registers: "LiveSystemRegisters") -> int:
+        registers._sync.need_sregs()
+        return registers._u64[_CONTROL // 8 + index]
+
+    def write(registers: "LiveSystemRegisters", value: int) -> None:
+        _check(name, value, 64)
+        registers._sync.need_sregs()
+        registers._u64[_CONTROL // 8 + index] = value
+        registers._sync.mark_sregs()
+
+    return property(read, write, doc=f"{name.upper()}, 64 bits, unsigned")
+
+
+def _segment(index: int, name: str) -> property:
+    def read(registers: "LiveSystemRegisters") -> Segment:
+        registers._sync.need_sregs()
+        return registers._read_segment(index * _SEGMENT_SIZE)
+
+    def write(registers: "LiveSystemRegisters", value: Segment) -> None:
+        registers._sync.need_sregs()
+        registers._write_segment(index * _SEGMENT_SIZE, name, value)
+        registers._sync.mark_sregs()
+
+    return property(read, write, doc=f"{name.upper()} with its hidden part")
+
+
+def _table(index: int, name: str) -> property:
+    def read(registers: "LiveSystemRegisters") -> DescriptorTable:
+        registers._sync.need_sregs()
+        return registers._read_table(_TABLES + 16 * index)
+
+    def write(registers: "LiveSystemRegisters", value: DescriptorTable) -> None:
+        registers._sync.need_sregs()
+        registers._write_table(_TABLES + 16 * index, name, value)
+        registers._sync.mark_sregs()
+
+    return property(read, write, doc=f"{name.upper()}R: base and limit")
+
+
+def _check(name: str, value: object, bits: int) -> None:
+    if not isinstance(value, int) or not 0 <= value < 1 << bits:
+        raise RegisterValueError(name, value, bits)
+
+
+class LiveRegisters:
+    """General registers, RIP and RFLAGS of one vCPU (KVM_GET_REGS, KVM API section 4.11). See `Vcpu.regs`.
+
+    Every attribute is an unsigned 64-bit int; assigning what does not fit raises RegisterValueError. Prints readably.
+    """
+
+    __slots__ = ("_cells", "_sync")
+    rax = _general(0, "rax")
+    rbx = _general(1, "rbx")
+    rcx = _general(2, "rcx")
+    rdx = _general(3, "rdx")
+    rsi = _general(4, "rsi")
+    rdi = _general(5, "rdi")
+    rsp = _general(6, "rsp")
+    rbp = _general(7, "rbp")
+    r8 = _general(8, "r8")
+    r9 = _general(9, "r9")
+    r10 = _general(10, "r10")
+    r11 = _general(11, "r11")
+    r12 = _general(12, "r12")
+    r13 = _general(13, "r13")
+    r14 = _general(14, "r14")
+    r15 = _general(15, "r15")
+    rip = _general(16, "rip")
+    rflags = _general(17, "rflags")
+
+    def __init__(self, sync: "RegisterSync", area: memoryview) -> None:
+        object.__setattr__(self, "_sync", sync)
+        object.__setattr__(self, "_cells", area.cast("Q"))
+
+    _sync: "RegisterSync"
+    _cells: memoryview
+
+    def __setattr__(self, name: str, value: int) -> None:
+        if name not in GENERAL_REGISTERS:  # a misspelt register must not become an attribute that changes nothing
+            raise AttributeError(f"no register {name!r}; there are {', '.join(GENERAL_REGISTERS)}")
+        object.__setattr__(self, name, value)
+
+    def copy(self) -> Registers:
+        """The registers now, as a plain value that does not change."""
+        self._sync.need_regs()
+        return Registers(**dict(zip(GENERAL_REGISTERS, self._cells, strict=True)))
+
+    def assign(self, values: Registers) -> None:
+        """Take over all registers of `values`."""
+        for name in GENERAL_REGISTERS:
+            _check(name, getattr(values, name), 64)
+        self._sync.will_write_regs()
+        cells = self._cells
+        for index, name in enumerate(GENERAL_REGISTERS):
+            cells[index] = getattr(values, name)
+        self._sync.mark_regs()
+
+    def __str__(self) -> str:
+        return str(self.copy())
+
+    def __repr__(self) -> str:
+        return repr(self.copy())
+
+
+class LiveSystemRegisters:
+    """Segments, tables, control registers, EFER, APIC base of one vCPU (KVM_GET_SREGS, 4.13). See `Vcpu.sregs`.
+
+    Segments and tables are immutable values: `sregs.cs = sregs.cs.replace(base=0x1000)`.
+    """
+
+    __slots__ = ("_sync", "_u8", "_u16", "_u32", "_u64")
+    cs = _segment(0, "cs")
+    ds = _segment(1, "ds")
+    es = _segment(2, "es")
+    fs = _segment(3, "fs")
+    gs = _segment(4, "gs")
+    ss = _segment(5, "ss")
+    tr = _segment(6, "tr")
+    ldt = _segment(7, "ldt")
+    gdt = _table(0, "gdt")
+    idt = _table(1, "idt")
+    cr0 = _control(0, "cr0")
+    cr2 = _control(1, "cr2")
+    cr3 = _control(2, "cr3")
+    cr4 = _control(3, "cr4")
+    cr8 = _control(4, "cr8")
+    efer = _control(5, "efer")
+    apic_base = _control(6, "apic_base")
+
+    def __init__(self, sync: "RegisterSync", area: memoryview) -> None:
+        object.__setattr__(self, "_sync", sync)
+        object.__setattr__(self, "_u8", area)
+        object.__setattr__(self, "_u16", area.cast("H"))
+        object.__setattr__(self, "_u32", area.cast("I"))
+        object.__setattr__(self, "_u64", area.cast("Q"))
+
+    _sync: "RegisterSync"
+    _u8: memoryview
+    _u16: memoryview
+    _u32: memoryview
+    _u64: memoryview
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in SystemRegisters.__slots__:
+            raise AttributeError(f"no register {name!r}; there are {', '.join(SystemRegisters.__slots__)}")
+        object.__setattr__(self, name, value)
+
+    @property
+    def interrupt(self) -> int | None:
+        """The vector that waits to be injected (interrupt_bitmap), or None."""
+        self._sync.need_sregs()
+        return self._read_interrupt()
+
+    @interrupt.setter
+    def interrupt(self, vector: int | None) -> None:
+        self._sync.need_sregs()
+        self._write_interrupt(vector)
+        self._sync.mark_sregs()
+
+    def copy(self) -> SystemRegisters:
+        """The registers now, as a plain value that does not change."""
+        self._sync.need_sregs()
+        values = SystemRegisters()
+        for index, name in enumerate(SEGMENT_REGISTERS):
+            setattr(values, name, self._read_segment(index * _SEGMENT_SIZE))
+        values.gdt, values.idt = self._read_table(_TABLES), self._read_table(_TABLES + 16)
+        for index, name in enumerate(_CONTROL_REGISTERS):
+            setattr(values, name, self._u64[_CONTROL // 8 + index])
+        values.interrupt = self._read_interrupt()
+        return values
+
+    def assign(self, values: SystemRegisters) -> None:
+        """Take over all registers of `values`."""
+        for name in _CONTROL_REGISTERS:
+            _check(name, getattr(values, name), 64)
+        self._sync.will_write_sregs()
+        for index, name in enumerate(SEGMENT_REGISTERS):
+            self._write_segment(index * _SEGMENT_SIZE, name, getattr(values, name))
+        self._write_table(_TABLES, "gdt", values.gdt)
+        self._write_table(_TABLES + 16, "idt", values.idt)
+        for index, name in enumerate(_CONTROL_REGISTERS):
+            self._u64[_CONTROL // 8 + index] = getattr(values, name)
+        self._write_interrupt(values.interrupt)
+        self._sync.mark_sregs()
+
+    # struct kvm_segment: base u64, limit u32, selector u16, then u8 type present dpl db s l g avl unusable padding
+
+    def _read_segment(self, at: int) -> Segment:
+        kind, present, dpl, db, s, long, g, avl, unusable = self._u8[at + 14 : at + 23]
+        return Segment(
+            self._u16[at // 2 + 6], self._u64[at // 8], self._u32[at // 4 + 2],
+            type=kind, present=present, dpl=dpl, db=db, s=s, l=long, g=g, avl=avl, unusable=unusable,
+        )  # fmt: skip
+
+    def _write_segment(self, at: int, name: str, value: Segment) -> None:
+        for field in Segment.__slots__:
+            _check(f"{name}.{field}", getattr(value, field), _SEGMENT_WIDTHS.get(field, 1))
+        self._u64[at // 8] = value.base
+        self._u32[at // 4 + 2] = value.limit
+        self._u16[at // 2 + 6] = value.selector
+        self._u8[at + 14 : at + 24] = bytes(
+            (value.type, value.present, value.dpl, value.db, value.s, value.l, value.g, value.avl, value.unusable, 0)
+        )
+
+    # struct kvm_dtable: base u64, limit u16, padding u16[3]
+
+    def _read_table(self, at: int) -> DescriptorTable:
+        return DescriptorTable(self._u64[at // 8], self._u16[at // 2 + 4])
+
+    def _write_table(self, at: int, name: str, value: DescriptorTable) -> None:
+        _check(f"{name}.base", value.base, 64)
+        _check(f"{name}.limit", value.limit, 16)
+        self._u64[at // 8] = value.base
+        self._u64[at // 8 + 1] = value.limit
+
+    # interrupt_bitmap: 256 bits, at most one of them set
+
+    def _read_interrupt(self) -> int | None:
+        bits = int.from_bytes(self._u8[_INTERRUPTS:SREGS_SIZE], "little")
+        return bits.bit_length() - 1 if bits else None
+
+    def _write_interrupt(self, vector: int | None) -> None:
+        if vector is not None:
+            _check("interrupt", vector, 8)
+        bits = 0 if vector is None else 1 << vector
+        self._u8[_INTERRUPTS:SREGS_SIZE] = bits.to_bytes(32, "little")
+
+    def __str__(self) -> str:
+        return str(self.copy())
+
+    def __repr__(self) -> str:
+        return repr(self.copy())

@@ -1,0 +1,114 @@
+"""/dev/kvm: what the host offers, and where VMs come from (KVM API, sections 4.1 to 4.6)."""
+
+import os
+
+from kvmpy.errors import KvmError, KvmUnavailableError, KvmVersionError
+from kvmpy.kvm.descriptor import Descriptor
+from kvmpy.kvm.vm import Vm
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmpy.abi.capabilities import Cap
+    from kvmpy.x86.cpuid import CpuidTable
+
+__all__ = ["Kvm"]
+
+_API_VERSION = 12
+
+
+class Kvm(Descriptor):
+    """An open /dev/kvm.
+
+    Raises KvmUnavailableError, which says what to do, when it cannot be opened, and KvmVersionError when the kernel
+    speaks another version of the API. VMs live on when it is closed.
+    """
+
+    kind = "system"
+
+    def __init__(self, path: str = "/dev/kvm") -> None:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            from kvmpy.kvm.advice import advice_for_open
+
+            number = error.errno or 0
+            raise KvmUnavailableError(f"open({path})", number, advice_for_open(path, number)) from None
+        super().__init__(fd)
+        try:
+            version = self.ioctl("KVM_GET_API_VERSION")
+        except KvmError as error:
+            self.close()
+            raise KvmUnavailableError(f"open({path})", error.errno or 0, f"{path} is not KVM's device") from None
+        if version != _API_VERSION:
+            self.close()
+            raise KvmVersionError(
+                "KVM_GET_API_VERSION", 0, f"the kernel speaks version {version}; kvmpy needs {_API_VERSION}"
+            )
+        self.vcpu_mmap_size = self.ioctl("KVM_GET_VCPU_MMAP_SIZE")
+
+    def create_vm(self, type: int = 0) -> Vm:
+        """A new, empty VM (KVM_CREATE_VM, section 4.2). `type` is KVM_X86_*_VM; 0 is the ordinary one."""
+        return Vm(self.ioctl("KVM_CREATE_VM", type), self)
+
+    def check_extension(self, capability: "Cap | int") -> int:
+        """What this host has of a capability: 0 is not there, more is a yes or a number (section 4.4)."""
+        return self.ioctl("KVM_CHECK_EXTENSION", int(capability))
+
+    def _has_capability(self, capability: int) -> int:
+        return self.check_extension(capability)
+
+    @property
+    def max_vcpus(self) -> int:
+        """The most vCPUs that a VM can have (KVM_CAP_MAX_VCPUS)."""
+        return self.check_extension(66) or self.check_extension(9) or 4
+
+    @property
+    def max_vcpu_id(self) -> int:
+        """vCPU ids are below this (KVM_CAP_MAX_VCPU_ID)."""
+        return self.check_extension(128) or self.max_vcpus
+
+    def supported_cpuid(self) -> "CpuidTable":
+        """The CPUID that this host and KVM can give a guest (KVM_GET_SUPPORTED_CPUID, section 4.46)."""
+        from kvmpy.kvm.cpuid import read_table
+
+        return read_table(self, "KVM_GET_SUPPORTED_CPUID")
+
+    def emulated_cpuid(self) -> "CpuidTable":
+        """Features that KVM emulates although the host lacks them (KVM_GET_EMULATED_CPUID, section 4.88)."""
+        from kvmpy.kvm.cpuid import read_table
+
+        return read_table(self, "KVM_GET_EMULATED_CPUID")
+
+    def msr_indices(self) -> list[int]:
+        """MSRs that a VM's state consists of (KVM_GET_MSR_INDEX_LIST, section 4.3)."""
+        return self._msr_list("KVM_GET_MSR_INDEX_LIST")
+
+    def feature_msr_indices(self) -> list[int]:
+        """MSRs that describe the host (KVM_GET_MSR_FEATURE_INDEX_LIST, section 4.3)."""
+        return self._msr_list("KVM_GET_MSR_FEATURE_INDEX_LIST")
+
+    def feature_msr(self, index: int) -> int:
+        """One of them (KVM_GET_MSRS on /dev/kvm, section 4.18)."""
+        from kvmpy.abi.structs import kvm_msrs, sized
+
+        table = sized(kvm_msrs, 1)(nmsrs=1)
+        table.entries[0].index = index
+        if self.ioctl("KVM_GET_MSRS", table) != 1:
+            raise KvmError("KVM_GET_MSRS", 22, f"{index:#x} is not one of feature_msr_indices()")
+        return int(table.entries[0].data)
+
+    def _msr_list(self, ioctl: str) -> list[int]:
+        import errno
+
+        from kvmpy.abi.structs import kvm_msr_list, sized
+
+        room = 256
+        while True:
+            table = sized(kvm_msr_list, room)(nmsrs=room)
+            try:
+                self.ioctl(ioctl, table)
+                return list(table.indices[: table.nmsrs])
+            except KvmError as error:
+                if error.errno != errno.E2BIG or room > 1 << 16:
+                    raise
+                room = max(int(table.nmsrs), 2 * room)
