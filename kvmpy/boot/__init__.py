@@ -1,0 +1,36 @@
+"""Guest images: one module per format. The names here are imported when they are first used."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmpy.boot.elf import ElfImage
+    from kvmpy.boot.firmware import FirmwareImage
+    from kvmpy.boot.flat import FlatImage
+    from kvmpy.boot.image import Entry, Image, LoadedRange, RomMapping
+
+__all__ = ["ElfImage", "Entry", "FirmwareImage", "FlatImage", "Image", "LoadedRange", "RomMapping"]
+
+_MODULES = {
+    "ElfImage": "elf",
+    "Entry": "image",
+    "FirmwareImage": "firmware",
+    "FlatImage": "flat",
+    "Image": "image",
+    "LoadedRange": "image",
+    "RomMapping": "image",
+}
+
+
+def __getattr__(name: str) -> object:
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(f"{__name__}.{module}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
