@@ -2,7 +2,7 @@
 
 import mmap
 
-__all__ = ["PIO_DATA", "SYNC_REGS", "SYNC_SREGS", "RunPage"]
+__all__ = ["EXIT_REASON", "IMMEDIATE_EXIT", "NO_EXIT", "PIO_DATA", "SYNC_REGS", "SYNC_SREGS", "RunPage"]
 
 # Offsets in bytes into struct kvm_run; kvmpy.abi.structs.run has the whole layout, and a test compares the two.
 IMMEDIATE_EXIT = 1
@@ -18,6 +18,13 @@ REGS = 304
 SREGS = 448
 PIO_DATA = 0x1000
 """Port data is at KVM_PIO_PAGE_OFFSET, one page after the start of the run structure."""
+
+NO_EXIT = 0xFFFF_FFFF
+"""Stored as exit_reason once an exit is handled: whatever else is there is an exit that nobody has handled yet.
+
+KVM sets the reason on every successful KVM_RUN, so no exit is lost or handled twice even when an exception (Ctrl-C, a
+handler's own) breaks in anywhere between KVM_RUN and the end of the handler.
+"""
 
 SYNC_REGS, SYNC_SREGS = 1, 2  # KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS
 
@@ -39,6 +46,7 @@ class RunPage:
         self.u32 = self.u8.cast("I")
         self.u64 = self.u8.cast("Q")
         self.runs = [0]
+        self.u32[EXIT_REASON // 4] = NO_EXIT
 
     @property
     def exit_reason(self) -> int:

@@ -14,7 +14,7 @@ from kvmpy.kvm.descriptor import raw_ioctl
 from kvmpy.kvm.exit_decoder import MEMORY_FAULT, decode
 from kvmpy.kvm.live_registers import LiveRegisters, LiveSystemRegisters
 from kvmpy.kvm.register_sync import RegisterSync
-from kvmpy.kvm.run_page import EXIT_REASON, IMMEDIATE_EXIT, REGS, SREGS, SYNC_SREGS, RunPage
+from kvmpy.kvm.run_page import EXIT_REASON, IMMEDIATE_EXIT, NO_EXIT, REGS, SREGS, SYNC_SREGS, RunPage
 from kvmpy.kvm.vcpu_state import VcpuState
 from kvmpy.x86.registers import CpuState
 
@@ -32,9 +32,6 @@ HEARTBEAT = 0.05
 
 _SOON = 1e-6
 """Seconds: as short as a timer gets without being disarmed."""
-
-_NO_EXIT = 0xFFFF_FFFF
-"""Stored as exit_reason before KVM_RUN; still there if and only if KVM_RUN did not come back with an exit."""
 
 _UNSEEN_BY_REGISTERS = frozenset(("KVM_SET_CPUID", "KVM_SET_CPUID2", "KVM_SET_SIGNAL_MASK", "KVM_ENABLE_CAP"))
 """Ioctls that may go ahead of dirty registers; CPUID must: it decides which CR4 bits KVM_SET_SREGS takes."""
@@ -62,7 +59,6 @@ class Vcpu(VcpuState):
         self._timer: kick.KickTimer | None = None
         self._heartbeat = False
         self._kicked = False
-        self._undelivered = False
         self.last_exit: Exit | None = None
         self._sync = RegisterSync(self.page, synced=sync_regs, check=self._check_access, transfer=self._transfer)
         area = self._sync.area
@@ -164,19 +160,17 @@ class Vcpu(VcpuState):
         try:
             self._sync.before_run()
             page = self.page
-            if not self._undelivered:
+            if page.u32[EXIT_REASON // 4] == NO_EXIT:
                 self._arm(timeout)
                 page.runs[0] += 1
-                page.u32[EXIT_REASON // 4] = _NO_EXIT
-                self._undelivered = True
-            while page.u32[EXIT_REASON // 4] == _NO_EXIT:
+            while page.u32[EXIT_REASON // 4] == NO_EXIT:
                 if self.enter(*self.entry) < 0:
                     interruption = self._after_error(ctypes.get_errno(), deadline)
+                    page.u32[EXIT_REASON // 4] = NO_EXIT
                     if interruption is not None:
-                        self._undelivered = False
                         return interruption
             event = self.last_exit = decode(page)
-            self._undelivered = False
+            page.u32[EXIT_REASON // 4] = NO_EXIT  # delivered
             return event
         finally:
             self.release()
@@ -210,10 +204,12 @@ class Vcpu(VcpuState):
                 if self.enter(*self.entry) < 0:
                     number = ctypes.get_errno()
                     page.u8[IMMEDIATE_EXIT] = self._kicked
+                    page.u32[EXIT_REASON // 4] = NO_EXIT
                     if number not in (errno.EINTR, errno.EAGAIN):
                         raise self._run_error(number)
                     return
                 event = self.last_exit = decode(page)
+                page.u32[EXIT_REASON // 4] = NO_EXIT
                 if handle is not None:
                     handle(event)
         finally:
@@ -283,7 +279,7 @@ class Vcpu(VcpuState):
         return kicked or not ticked
 
     def _run_error(self, number: int) -> KvmError:
-        self._undelivered = False
+        self.page.u32[EXIT_REASON // 4] = NO_EXIT
         if number == errno.EINVAL and self._sync.dirty & SYNC_SREGS:
             return self._refused("KVM_SET_SREGS (by KVM_RUN)", number)
         return self._error(IOCTLS["KVM_RUN"], number)
