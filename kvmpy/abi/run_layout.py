@@ -79,7 +79,7 @@ XEN_TYPE = 32  # u32
 XEN_U = 40  # by type
 TDX_FLAGS = 32  # u64
 TDX_NR = 40  # u64
-TDX_U = 48  # by nr
+TDX_UNKNOWN = 48  # and the other members of its union, by nr
 
 KVM_VALID_REGS = 288  # u64, in
 KVM_DIRTY_REGS = 296  # u64, in
