@@ -85,6 +85,7 @@ class ConsoleOutput:
         self._cursor = 0  # where in the stream the next expect() starts
         self._output_closed = False
         self._output_lock = threading.Lock()
+        self._search_lock = threading.Lock()
         self._waiters: list[threading.Event] = []
         self._sink = None if sink is None else _deliver_to(sink)
 
@@ -156,7 +157,8 @@ class ConsoleOutput:
                     if wake not in self._waiters:
                         self._waiters = [*self._waiters, wake]
                     closed = self._output_closed
-                match = self._search(pattern)
+                with self._search_lock:  # two that wait for the same find two
+                    match = self._search(pattern)
                 if match is not None:
                     return match
                 remaining = deadline - time.monotonic()
