@@ -96,8 +96,8 @@ def test_clock_agrees_with_the_calendar_however_it_is_looked_at(steps: list[floa
 def test_time_set_by_the_guest_keeps_its_distance() -> None:
     w = Wired()
     w[B] = w[B] | RegisterB.SET
-    for index, value in ((CENTURY, 0x19), (YEAR, 0x99), (MONTH, 0x12), (DAY, 0x31), (HOURS, 0x23), (MINUTES, 0x59), (SECONDS, 0x58)):  # fmt: skip
-        w[index] = value
+    w[CENTURY], w[YEAR], w[MONTH], w[DAY] = 0x19, 0x99, 0x12, 0x31
+    w[HOURS], w[MINUTES], w[SECONDS] = 0x23, 0x59, 0x58
     w[B] = w[B] & ~RegisterB.SET
     w.time += 3
     assert w.registers() == [0x20, 0x00, 0x01, 0x01, 0x00, 0x00, 0x01]
