@@ -158,7 +158,6 @@ class Vcpu(VcpuState):
         deadline = None if timeout is None else time.monotonic() + timeout
         self.claim()
         try:
-            self._sync.before_run()
             page = self.page
             if page.u32[EXIT_REASON // 4] == NO_EXIT:
                 self._arm(timeout)
@@ -226,6 +225,7 @@ class Vcpu(VcpuState):
         tid = kick.prepare_thread()
         if tid != self._tid:
             self._adopt(tid)
+        self._sync.before_run()
 
     def release(self) -> None:
         """Let other threads use the vCPU again."""
@@ -267,6 +267,10 @@ class Vcpu(VcpuState):
             return Interrupted(left <= 0) if kicked or left <= 0 else None
         if number == errno.EAGAIN:  # a processor that waited for INIT or SIPI got one: KVM asks to be entered again
             return None
+        return self.failed_run(number)
+
+    def failed_run(self, number: int) -> Exit:
+        """KVM_RUN failed with an errno that is no interruption: raise the error, unless KVM describes it as an exit."""
         if self.page.exit_reason == MEMORY_FAULT:  # the one reason that comes with an errno (KVM API, 7.35)
             return decode(self.page)
         raise self._run_error(number)
