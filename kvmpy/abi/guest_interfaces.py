@@ -1,4 +1,4 @@
-"""Numbers for guests that believe they run on Xen or on Hyper-V, named as in the kernel (KVM API, 4.28, 4.112, 4.127).
+"""Numbers for guests that believe they run on Xen or on Hyper-V, named as in the kernel (KVM API, 4.28, 4.113, 4.126).
 
 Plain integers; every upper-case name is public.
 """

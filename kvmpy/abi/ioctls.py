@@ -122,6 +122,8 @@ _TABLE = (
     Ioctl("KVM_GET_SUPPORTED_CPUID",        _BOTH, 0x05, "kvm_cpuid2", 8, SYSTEM, "EXT_CPUID"),
     Ioctl("KVM_GET_EMULATED_CPUID",         _BOTH, 0x09, "kvm_cpuid2", 8, SYSTEM, "EXT_EMUL_CPUID"),
     Ioctl("KVM_GET_MSR_FEATURE_INDEX_LIST", _BOTH, 0x0A, "kvm_msr_list", 4, SYSTEM, "GET_MSR_FEATURES"),
+    # on a vCPU (HYPERV_CPUID) it is deprecated, and knows less
+    Ioctl("KVM_GET_SUPPORTED_HV_CPUID",     _BOTH, 0xC1, "kvm_cpuid2", 8, SYSTEM, "SYS_HYPERV_CPUID", (VCPU,)),
     Ioctl("KVM_X86_GET_MCE_CAP_SUPPORTED",  READ,  0x9D, "__u64", 8, SYSTEM, "MCE"),
 
     # VM: vCPUs and memory
@@ -228,7 +230,6 @@ _TABLE = (
     Ioctl("KVM_GET_REG_LIST",               _BOTH, 0xB0, "kvm_reg_list", 8, VCPU, "ONE_REG"),
     Ioctl("KVM_GET_NESTED_STATE",           _BOTH, 0xBE, "kvm_nested_state", 128, VCPU, "NESTED_STATE"),
     Ioctl("KVM_SET_NESTED_STATE",           WRITE, 0xBF, "kvm_nested_state", 128, VCPU, "NESTED_STATE"),
-    Ioctl("KVM_GET_SUPPORTED_HV_CPUID",     _BOTH, 0xC1, "kvm_cpuid2", 8, VCPU, "HYPERV_CPUID", (SYSTEM,)),
     Ioctl("KVM_XEN_VCPU_GET_ATTR",          _BOTH, 0xCA, "kvm_xen_vcpu_attr", 72, VCPU, "XEN_HVM"),
     Ioctl("KVM_XEN_VCPU_SET_ATTR",          WRITE, 0xCB, "kvm_xen_vcpu_attr", 72, VCPU, "XEN_HVM"),
     Ioctl("KVM_GET_SREGS2",                 READ,  0xCC, "kvm_sregs2", 320, VCPU, "SREGS2"),

@@ -7,7 +7,7 @@ __all__ = ["kvm_hyperv_eventfd", "kvm_xen_hvm_attr", "kvm_xen_hvm_config", "kvm_
 
 
 class kvm_hyperv_eventfd(Structure):
-    """An eventfd that the guest's SIGNAL_EVENT hypercall signals (KVM_HYPERV_EVENTFD, 4.112)."""
+    """An eventfd that the guest's SIGNAL_EVENT hypercall signals (KVM_HYPERV_EVENTFD, 4.113)."""
 
     _fields_ = [("conn_id", c_uint32), ("fd", c_int32), ("flags", c_uint32), ("padding", c_uint32 * 3)]
 
@@ -59,7 +59,7 @@ class _hvm_attr_u(Union):
 
 
 class kvm_xen_hvm_attr(Structure):
-    """One attribute of the VM, KVM_XEN_ATTR_TYPE_* (KVM_XEN_HVM_SET_ATTR, 4.127)."""
+    """One attribute of the VM, KVM_XEN_ATTR_TYPE_* (KVM_XEN_HVM_SET_ATTR, 4.126)."""
 
     _fields_ = [("type", c_uint16), ("pad", c_uint16 * 3), ("u", _hvm_attr_u)]
 
@@ -92,6 +92,6 @@ class _vcpu_attr_u(Union):
 
 
 class kvm_xen_vcpu_attr(Structure):
-    """One attribute of a vCPU, KVM_XEN_VCPU_ATTR_TYPE_* (KVM_XEN_VCPU_SET_ATTR, 4.129)."""
+    """One attribute of a vCPU, KVM_XEN_VCPU_ATTR_TYPE_* (KVM_XEN_VCPU_SET_ATTR, 4.128)."""
 
     _fields_ = [("type", c_uint16), ("pad", c_uint16 * 3), ("u", _vcpu_attr_u)]

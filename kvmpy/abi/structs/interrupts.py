@@ -104,13 +104,13 @@ class kvm_irqchip(Structure):
 
 
 class kvm_pit_config(Structure):
-    """How to create the 8254: KVM_PIT_SPEAKER_DUMMY gives it port 0x61 too (KVM_CREATE_PIT2, 4.72)."""
+    """How to create the 8254: KVM_PIT_SPEAKER_DUMMY gives it port 0x61 too (KVM_CREATE_PIT2, 4.71)."""
 
     _fields_ = [("flags", c_uint32), ("pad", c_uint32 * 15)]
 
 
 class kvm_pit_channel_state(Structure):
-    """One counter of the 8254; `count_load_time` is the host's monotonic clock in ns (4.73)."""
+    """One counter of the 8254; `count_load_time` is the host's monotonic clock in ns (4.72)."""
 
     _fields_ = [
         ("count", c_uint32),
@@ -136,13 +136,13 @@ class kvm_pit_state(Structure):
 
 
 class kvm_pit_state2(Structure):
-    """The three counters and KVM_PIT_FLAGS_* (KVM_GET_PIT2, 4.73)."""
+    """The three counters and KVM_PIT_FLAGS_* (KVM_GET_PIT2, 4.72)."""
 
     _fields_ = [("channels", kvm_pit_channel_state * 3), ("flags", c_uint32), ("reserved", c_uint32 * 9)]
 
 
 class kvm_reinject_control(Structure):
-    """Whether missed ticks of the 8254 are made up for: `pit_reinject` 1 or 0 (KVM_REINJECT_CONTROL, 4.102)."""
+    """Whether missed ticks of the 8254 are made up for: `pit_reinject` 1 or 0 (KVM_REINJECT_CONTROL, 4.99)."""
 
     _fields_ = [("pit_reinject", c_uint8), ("reserved", c_uint8 * 31)]
 
@@ -173,7 +173,7 @@ class kvm_ioeventfd(Structure):
 
 
 class kvm_msi(Structure):
-    """A message-signalled interrupt to deliver now (KVM_SIGNAL_MSI, 4.70)."""
+    """A message-signalled interrupt to deliver now (KVM_SIGNAL_MSI, 4.71)."""
 
     _fields_ = [
         ("address_lo", c_uint32),

@@ -28,7 +28,7 @@ __all__ = [
 
 
 class kvm_sregs2(Structure):
-    """kvm_sregs with the PAE page-directory pointers in place of the interrupt bitmap (KVM_GET_SREGS2, 4.130)."""
+    """kvm_sregs with the PAE page-directory pointers in place of the interrupt bitmap (KVM_GET_SREGS2, 4.131)."""
 
     _fields_ = [
         ("cs", kvm_segment), ("ds", kvm_segment), ("es", kvm_segment),
@@ -159,7 +159,7 @@ class kvm_vapic_addr(Structure):
 
 
 class kvm_x86_mce(Structure):
-    """A machine check to inject, in the terms of the bank's MSRs (KVM_X86_SET_MCE, 4.107)."""
+    """A machine check to inject, in the terms of the bank's MSRs (KVM_X86_SET_MCE, 4.106)."""
 
     _fields_ = [
         ("status", c_uint64),
