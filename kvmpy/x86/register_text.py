@@ -57,7 +57,7 @@ def general_registers_text(regs: _General) -> str:
 
 def rflags_text(value: int) -> str:
     """RFLAGS in hex, the names of its bits but the one that is always set, and IOPL: "0x246 PF ZF IF IOPL=0"."""
-    hidden = Rflags.FIXED1 | Rflags.IOPL0 | Rflags.IOPL1
+    hidden = int(Rflags.FIXED1 | Rflags.IOPL0 | Rflags.IOPL1)  # ~ of a flag would drop the bits without a name
     names = _names(value & ~hidden, Rflags)
     return " ".join([hex(value), *names, f"IOPL={value >> 12 & 3}"])
 
