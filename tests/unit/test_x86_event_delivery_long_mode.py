@@ -88,6 +88,14 @@ def test_a_trap_gate_leaves_interrupts_enabled() -> None:
     assert delivered(memory, long(), Event.exception(5)).state.regs.rflags == 0x202
 
 
+def test_the_handler_starts_without_trap_nested_task_and_resume_flags() -> None:
+    memory = tables()
+    gate64(memory, 5)
+    state = long()
+    state.regs.rflags = 0x5_4302  # AC, RF, NT, IF and TF
+    assert delivered(memory, state, Event.exception(5)).state.regs.rflags == 0x4_0002
+
+
 def test_a_handler_above_4_gib_is_reached() -> None:
     memory = tables()
     gate64(memory, 5, offset=0xFFFF_FFFF_8010_1234)
