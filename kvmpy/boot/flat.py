@@ -6,7 +6,6 @@ import os
 
 from kvmpy.boot.image import Entry, LoadedRange, RomMapping
 from kvmpy.boot.image_source import ImageSource
-from kvmpy.boot.placement import ram_views
 from kvmpy.boot.start import Start
 from kvmpy.errors import ImageError
 
@@ -29,11 +28,11 @@ class FlatImage:
     that of the first byte. `stack`, `ring` and `tables` are those of `kvmpy.boot.start.Start`.
 
     512 bytes that end in 55 AA are a boot sector: it goes to 0x7C00 unless an `address` is given, and starts in real
-    mode with DL = 0x80, the BIOS number of the first hard disk, as a BIOS hands it over (BIOS Boot Specification 1.01,
-    6.5.1). Everything else goes to 0x1000.
+    mode with DL = 0x80, the BIOS number of the first hard disk, as a BIOS hands it over (BIOS Boot Specification
+    1.01). Everything else goes to 0x1000.
 
-    Raises ImageError for an empty image and for an address that cannot be; `load` does so when the image, or `entry`,
-    is not in RAM.
+    Raises ImageError for an empty image, an address that cannot be and an entry outside of the image; `load` does so
+    when the image is not wholly in RAM.
     """
 
     def __init__(
@@ -63,6 +62,9 @@ class FlatImage:
         """Where the first byte goes."""
         self.entry = address if entry is None else entry
         """The address of the first instruction."""
+        if not address <= self.entry < address + self.size:
+            last = address + self.size - 1
+            raise ImageError(f"entry {self.entry:#x} is not in the image, {address:#x}..{last:#x}", self._source.name)
 
     @property
     def mode(self) -> str:
@@ -75,7 +77,6 @@ class FlatImage:
 
     def load(self, memory: GuestMemory) -> Entry:
         """Write the image into RAM, and the tables of its mode. Raises ImageError when something does not fit."""
-        ram_views(memory, self.entry, 1, self._source.name, "the entry point")
         self._source.copy_to(memory, self.address, 0, self.size, "the image")
         used = [LoadedRange(self.address, self.size, "image")]
         entry = self._start.enter(memory, self.entry, used, self._source.name)
