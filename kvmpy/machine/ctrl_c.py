@@ -1,0 +1,41 @@
+"""Ctrl-C while a machine runs in the main thread: between exits the first time, at once the second."""
+
+import signal
+import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+__all__ = ["CtrlC"]
+
+
+class CtrlC:
+    """A context: SIGINT calls `interrupt` instead of raising KeyboardInterrupt wherever Python happens to be.
+
+    The second SIGINT raises as usual, so that a device handler that never returns can be left. Only in the main thread,
+    and only where Python's own handler is installed; a program's own handler stays.
+    """
+
+    def __init__(self, interrupt: "Callable[[], None]") -> None:
+        self._interrupt = interrupt
+        self._installed = False
+        self._seen = False
+
+    def __enter__(self) -> "CtrlC":
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._handle)
+            self._installed = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._installed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _handle(self, number: int, frame: "FrameType | None") -> None:
+        if self._seen:
+            raise KeyboardInterrupt
+        self._seen = True
+        self._interrupt()

@@ -1,0 +1,43 @@
+"""Interrupt lines that lead to KVM's in-kernel controllers."""
+
+import threading
+
+from kvmpy.kvm import Vm
+
+__all__ = ["KvmInterruptLine"]
+
+
+class KvmInterruptLine:
+    """One input of the in-kernel PIC and IOAPIC: a level that stays until it is lowered (KVM_IRQ_LINE, KVM API 4.25).
+
+    Raising a line that is high, or lowering one that is low, costs no ioctl.
+    """
+
+    __slots__ = ("_lock", "_vm", "gsi", "level")
+
+    def __init__(self, vm: Vm, gsi: int) -> None:
+        self._vm = vm
+        self._lock = threading.Lock()
+        self.gsi = gsi
+        self.level = 0
+
+    def raise_line(self) -> None:
+        """Drive the line high."""
+        self._set(1)
+
+    def lower_line(self) -> None:
+        """Drive the line low."""
+        self._set(0)
+
+    def pulse(self) -> None:
+        """High and low again: an edge."""
+        self.raise_line()
+        self.lower_line()
+
+    def _set(self, level: int) -> None:
+        if self.level == level:
+            return
+        with self._lock:  # the level here and the level in KVM change together
+            if self.level != level:
+                self._vm.set_irq_line(self.gsi, level)
+                self.level = level

@@ -1,0 +1,358 @@
+"""A machine: a VM with memory, processors, and devices plugged in, that runs until the guest ends."""
+
+import threading
+import time
+from contextlib import contextmanager
+
+from kvmpy.devices.device import NULL_LINE, Device, InterruptLine, Region
+from kvmpy.errors import ClosedError, GuestFailed, UsageError
+from kvmpy.kvm import Kvm, Vcpu, Vm
+from kvmpy.machine.bus import Bus
+from kvmpy.machine.ctrl_c import CtrlC
+from kvmpy.machine.host_events import HostEvents
+from kvmpy.machine.interrupts import KvmInterruptLine
+from kvmpy.machine.outcome import End, Outcome
+from kvmpy.machine.run_control import RunControl
+from kvmpy.machine.vcpu_runner import VcpuRunner
+from kvmpy.machine.vcpu_threads import run_in_thread
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+    from typing import Any, Self, TypeVar
+
+    from kvmpy._exit import Exit
+    from kvmpy.boot.image import Entry, Image
+    from kvmpy.devices.device import ReadHandler, WriteHandler
+    from kvmpy.devices.host_input import HostInput
+    from kvmpy.machine.statistics import Statistics
+    from kvmpy.memory import GuestMemory
+    from kvmpy.x86.cpuid import CpuidTable
+
+    D = TypeVar("D", bound=Device)
+
+__all__ = ["Machine"]
+
+_RAM_HOLE = 0xC000_0000
+"""RAM ends here and goes on at 4 GiB: PCI, APICs and firmware live in between, as on a PC."""
+_FOUR_GIB = 1 << 32
+_IDENTITY_MAP = 0xFEFF_C000
+_TSS = 0xFEFF_D000  # three pages; both lie where no PC has memory, below a 16 MiB firmware
+
+
+class Machine:
+    """A VM with `memory` bytes of RAM from address 0 and `vcpus` processors.
+
+    With `irqchip` (the default) it has a PC's interrupt controllers and timer inside KVM: PICs, IOAPIC, local APICs,
+    PIT; processors other than the first wait for INIT and SIPI. Without, HLT ends the run at once and devices cannot
+    interrupt. `cpuid` is what CPUID answers, by default all that the host supports.
+
+    Plug devices in with `add`, `map_ports` and `map_mmio`, load an image with `load`, and `run`.
+    `vm`, `vcpus` and `memory` are the things below it.
+    """
+
+    def __init__(
+        self,
+        memory: int = 16 << 20,
+        vcpus: int = 1,
+        *,
+        irqchip: bool = True,
+        cpuid: "CpuidTable | None" = None,
+        kvm: Kvm | None = None,
+    ) -> None:
+        if vcpus < 1:
+            raise UsageError(f"a machine needs at least one vCPU, not {vcpus}")
+        self._own_kvm = None if kvm is not None else Kvm()
+        self.kvm = kvm or self._own_kvm or Kvm()
+        self.ports = Bus("port", 1 << 16)
+        self.mmio = Bus("mmio", 1 << 52)
+        self.devices: list[Device] = []
+        self.entry: Entry | None = None
+        self._control = RunControl()
+        self._host_events = HostEvents()
+        self._board = _Board(self)
+        self._lines: dict[int, KvmInterruptLine] = {}
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.RLock() if vcpus > 1 else None
+        self._closed = False
+        try:
+            self.vm: Vm = self.kvm.create_vm()
+        except BaseException:
+            if self._own_kvm is not None:
+                self._own_kvm.close()
+            raise
+        try:
+            if irqchip:
+                self.vm.set_identity_map_address(_IDENTITY_MAP)
+                self.vm.set_tss_address(_TSS)
+                self.vm.create_irqchip()
+                self.vm.create_pit()
+            self.vm.add_ram(0, size=min(memory, _RAM_HOLE))
+            if memory > _RAM_HOLE:
+                self.vm.add_ram(_FOUR_GIB, size=memory - _RAM_HOLE)
+            self._runners = [self._create_runner(cpuid) for _ in range(vcpus)]
+        except BaseException:
+            self.close()
+            raise
+
+    def _create_runner(self, cpuid: "CpuidTable | None") -> VcpuRunner:
+        from kvmpy.machine.cpu_model import set_cpuid
+
+        vcpu = self.vm.create_vcpu()
+        set_cpuid(vcpu, cpuid)
+        return VcpuRunner(vcpu, self._control, self.ports, self.mmio, self._guard)
+
+    def close(self) -> None:
+        """Stop the guest, close devices, VM and threads. Guest memory that is still viewed stays valid."""
+        if self._closed:
+            return
+        self._closed = True
+        self._control.leave_all()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+        self._host_events.close()
+        for device in self.devices:
+            device.close()
+        self.vm.close()
+        if self._own_kvm is not None:
+            self._own_kvm.close()
+
+    def __enter__(self) -> "Self":
+        return self
+
+    def __exit__(
+        self, kind: "type[BaseException] | None", error: "BaseException | None", trace: "TracebackType | None"
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "running" if self._control.running else "stopped"
+        return f"<Machine {len(self.vcpus)} vCPUs, {self.memory!r}, {state}>"
+
+    # What it is made of
+
+    @property
+    def vcpus(self) -> tuple[Vcpu, ...]:
+        """The processors; the first one boots."""
+        return self.vm.vcpus
+
+    @property
+    def memory(self) -> "GuestMemory":
+        """Guest-physical memory."""
+        return self.vm.memory
+
+    def add(self, device: "D") -> "D":
+        """Plug a device in at the ports and addresses it declares, and answer it.
+
+        Raises OverlapError naming both owners when a range is taken, UsageError when the device is plugged in already.
+        """
+        if any(device is other for other in self.devices):
+            raise UsageError(f"{device.name} is plugged in already")
+        added: list[tuple[Bus, Region]] = []
+        try:
+            for region in device.regions():
+                bus = self.ports if region.kind == "port" else self.mmio
+                self._check_no_memory(region)
+                bus.add(region)
+                added.append((bus, region))
+            device.attach(self._board)
+        except BaseException:
+            for bus, region in added:
+                bus.remove(region)
+            raise
+        self.devices.append(device)
+        source = getattr(device, "host_input", None)
+        if source is not None:
+            self._host_events.add(source)
+        return device
+
+    def map_ports(
+        self, first: int, count: int, *, read: "ReadHandler | None" = None, write: "WriteHandler | None" = None,
+        name: str = "ports", width: int = 8,
+    ) -> Region:  # fmt: skip
+        """Answer `count` ports from `first` on with `read(offset, size) -> int` and `write(offset, size, value)`.
+
+        Without `read`, reads give all ones; without `write`, writes are lost. `width` is the widest access taken at
+        once.
+        """
+        region = Region("port", first, count, name, read, write, width=width)
+        self.ports.add(region)
+        return region
+
+    def map_mmio(
+        self, address: int, size: int, *, read: "ReadHandler | None" = None, write: "WriteHandler | None" = None,
+        name: str = "mmio", width: int = 8,
+    ) -> Region:  # fmt: skip
+        """The same for guest-physical addresses, which must not be RAM: accesses to RAM never leave the guest."""
+        region = Region("mmio", address, size, name, read, write, width=width)
+        self._check_no_memory(region)
+        self.mmio.add(region)
+        return region
+
+    def _check_no_memory(self, region: Region) -> None:
+        if region.kind == "mmio":
+            self.memory.check_free(region.start, region.length, region)
+
+    def interrupt_line(self, number: int) -> InterruptLine:
+        """Interrupt input `number` (a GSI: 0 to 15 are the ISA IRQs) of the in-kernel controllers.
+
+        A line that leads nowhere when the machine has no irqchip.
+        """
+        if not self.vm.irqchip:
+            return NULL_LINE
+        return self._lines.setdefault(number, KvmInterruptLine(self.vm, number))
+
+    def listen(self, source: "HostInput") -> None:
+        """Have the host input thread call `source.ready()` whenever its descriptor can be read."""
+        self._host_events.add(source)
+
+    def load(self, image: "Image") -> "Entry":
+        """Put an image into memory and set the first processor to its start. Raises ImageError when it does not fit."""
+        for rom in image.memory_needs():
+            if rom.read_only:
+                self.vm.add_rom(rom.address, rom.data, name=rom.name)
+            else:
+                self.vm.add_ram(rom.address, size=len(rom.data), name=rom.name)
+                self.memory.write(rom.address, rom.data)
+        self.entry = image.load(self.memory)
+        self.vcpus[0].set_cpu_state(self.entry.state)
+        return self.entry
+
+    def on_exit(self, kind: "type[Exit]", handler: "Callable[[Vcpu, Any], Outcome | None]") -> None:
+        """Call `handler(vcpu, exit)` for exits of a class that no device answers, such as `RdMsr` or `Debug`.
+
+        It answers None to let the guest go on, or an `Outcome` to end the run.
+        """
+        for runner in self._runners:
+            runner.exit_handlers[kind] = handler
+
+    def statistics(self) -> "Statistics":
+        """What the guest did so far."""
+        from kvmpy.machine.statistics import collect
+
+        return collect((runner.loop for runner in self._runners), (self.ports, self.mmio))
+
+    def _guard(self, handler: "Callable[..., Any]") -> "Callable[..., Any]":
+        """Several vCPUs, one device: one access at a time. A single vCPU's handler is called as it is."""
+        lock = self._lock
+        if lock is None:
+            return handler
+
+        def locked(*arguments: "Any") -> "Any":
+            with lock:
+                return handler(*arguments)
+
+        locked.__qualname__ = getattr(handler, "__qualname__", repr(handler))
+        return locked
+
+    # Running
+
+    def run(self, timeout: float | None = None, *, check: bool = False) -> Outcome:
+        """Run the guest in this thread (further processors in their own) until it ends, and say how.
+
+        After `timeout` seconds the outcome is End.TIMEOUT; the next `run` goes on where the guest was. `check` raises
+        GuestFailed unless the outcome is ok. What a device handler raises comes out here, the access not handled: the
+        next run presents it again. Ctrl-C raises KeyboardInterrupt between two exits, so that the next run goes on.
+        """
+        self._begin(timeout)
+        with CtrlC(self._control.interrupt):
+            self._threads = [run_in_thread(runner, self._control) for runner in self._runners[1:]]
+            try:
+                self._runners[0].run()
+            finally:
+                self._control.leave_all()
+                self._join()
+        return self._result(check)
+
+    def start(self, timeout: float | None = None) -> None:
+        """Run the guest in threads of its own; `wait` for its end, or `stop` it. `timeout` as in `run`."""
+        self._begin(timeout)
+        self._threads = [run_in_thread(runner, self._control) for runner in self._runners]
+
+    def wait(self, timeout: float | None = None, *, check: bool = False) -> Outcome:
+        """Wait for the end of what `start` began. Raises TimeoutError after `timeout` seconds; the guest runs on."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(None if deadline is None else max(deadline - time.monotonic(), 0))
+            if thread.is_alive():
+                raise TimeoutError(f"the guest still runs after {timeout:g} seconds")
+        self._threads = []
+        return self._result(check)
+
+    def stop(self) -> Outcome:
+        """End the run from another thread, or from a device handler; the next run goes on where the guest was.
+
+        Returns when all processors have left the guest; called from a handler, it returns at once.
+        """
+        self._control.finish(Outcome(End.STOPPED))
+        if threading.current_thread() not in self._threads:
+            self._join()
+        return self._control.outcome or Outcome(End.STOPPED)
+
+    async def run_async(self, timeout: float | None = None, *, check: bool = False) -> Outcome:
+        """`run` for asyncio: the guest runs in its own threads; cancelling stops it."""
+        import asyncio
+
+        self.start(timeout)
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, self._join)
+        except asyncio.CancelledError:
+            self.stop()
+            raise
+        return self._result(check)
+
+    @contextmanager
+    def paused(self) -> "Iterator[Machine]":
+        """Within this context all processors stand between two exits, their state complete and open to this thread."""
+        self._control.pause()
+        try:
+            yield self
+        finally:
+            self._control.resume()
+
+    @property
+    def running(self) -> bool:
+        """Whether a processor is in the guest or handling an exit."""
+        return self._control.running
+
+    def _begin(self, timeout: float | None) -> None:
+        if self._closed:
+            raise ClosedError("the machine is closed")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._control.begin(self.vcpus, deadline, timeout or 0.0)
+
+    def _join(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+    def _result(self, check: bool) -> Outcome:
+        control = self._control
+        if control.error is not None:
+            raise control.error
+        if control.interrupted:
+            raise KeyboardInterrupt
+        outcome = control.outcome or Outcome(End.STOPPED)
+        if check and not outcome.ok:
+            raise GuestFailed(outcome)
+        return outcome
+
+
+class _Board:
+    """What devices see of the machine they are plugged into: `kvmpy.devices.device.Board`."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def interrupt_line(self, number: int) -> InterruptLine:
+        return self._machine.interrupt_line(number)
+
+    def reset(self, source: str) -> None:
+        self._machine._control.finish(Outcome(End.RESET, source))
+
+    def shutdown(self, source: str) -> None:
+        self._machine._control.finish(Outcome(End.SHUTDOWN, source))
+
+    def exit(self, code: int, source: str) -> None:
+        self._machine._control.finish(Outcome(End.EXITED, source, code=code))

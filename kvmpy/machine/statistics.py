@@ -1,0 +1,79 @@
+"""What a machine's guest did so far: exits by reason, accesses by port and address, and what nobody claimed."""
+
+from kvmpy.abi.exit_reasons import EXIT_REASONS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from kvmpy.machine.bus import Bus
+    from kvmpy.machine.run_loop import RunLoop
+
+__all__ = ["AccessCount", "Statistics", "collect"]
+
+
+class AccessCount:
+    """`count` accesses of `size` bytes: `kind` is "port" or "mmio", `direction` "read" or "write"."""
+
+    __slots__ = __match_args__ = ("kind", "direction", "address", "size", "count")
+
+    def __init__(self, kind: str, direction: str, address: int, size: int, count: int) -> None:
+        self.kind = kind
+        self.direction = direction
+        self.address = address
+        self.size = size
+        self.count = count
+
+    def __repr__(self) -> str:
+        return f"<{self.count} x {self.kind} {self.direction} {self.address:#x}, {self.size} bytes>"
+
+
+class Statistics:
+    """`accesses` that devices answered, `unclaimed` ones, and all other `exits` by KVM_EXIT_ name."""
+
+    __slots__ = ("accesses", "exits", "unclaimed")
+
+    def __init__(
+        self, accesses: tuple[AccessCount, ...], unclaimed: tuple[AccessCount, ...], exits: dict[str, int]
+    ) -> None:
+        self.accesses = accesses
+        self.unclaimed = unclaimed
+        self.exits = exits
+
+    def count(self, kind: str, address: int, direction: str | None = None) -> int:
+        """How often devices were accessed at one port or address."""
+        return sum(
+            access.count
+            for access in self.accesses
+            if access.kind == kind and access.address == address and direction in (None, access.direction)
+        )
+
+    def __str__(self) -> str:
+        lines = [
+            f"{access.count:>10}  {access.kind} {access.direction:<5} {access.address:#x}" for access in self.accesses
+        ]
+        lines += [f"{count:>10}  {name}" for name, count in self.exits.items()]
+        lines += [
+            f"{access.count:>10}  {access.kind} {access.direction:<5} {access.address:#x}  (nobody there)"
+            for access in self.unclaimed
+        ]
+        return "\n".join(lines)
+
+
+def collect(loops: "Iterable[RunLoop]", buses: "Iterable[Bus]") -> Statistics:
+    """Add up the counts of all vCPUs. Those of a vCPU that runs at this moment may be a few behind."""
+    totals: dict[tuple[str, str, int, int], int] = {}
+    others: dict[str, int] = {}
+    for loop in loops:
+        for key, count in loop.counts().items():
+            totals[key] = totals.get(key, 0) + count
+        for reason, count in loop.other_exits.items():
+            name = EXIT_REASONS.get(reason, f"exit {reason}").removeprefix("KVM_EXIT_")
+            others[name] = others.get(name, 0) + count
+    accesses = tuple(AccessCount(*key, count) for key, count in sorted(totals.items()))
+    unclaimed = tuple(
+        AccessCount(bus.kind, direction, address, 0, count)
+        for bus in buses
+        for (direction, address), count in sorted(bus.unclaimed.items())
+    )
+    return Statistics(accesses, unclaimed, others)

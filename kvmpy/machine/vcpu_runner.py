@@ -1,0 +1,146 @@
+"""What happens on one vCPU's thread around the run loop: ticks, deadlines, pauses, and the exits that end a run."""
+
+import errno
+import threading
+import time
+
+from kvmpy import exits
+from kvmpy._exit import Exit
+from kvmpy.kvm.vcpu import HEARTBEAT, Vcpu
+from kvmpy.machine.outcome import End, Outcome
+from kvmpy.machine.run_control import RunControl
+from kvmpy.machine.run_loop import RunLoop
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvmpy.machine.bus import Bus
+
+    ExitHandler = Callable[[Vcpu, Exit], Outcome | None]
+
+__all__ = ["VcpuRunner"]
+
+_FIRST_TICK = 0.002
+"""Seconds. Each tick comes after twice the time, up to HEARTBEAT: a guest of a millisecond ends at once."""
+
+_MP_UNINITIALIZED, _MP_HALTED = 1, 3  # KVM_MP_STATE_*
+
+
+class VcpuRunner:
+    """Runs one vCPU of a machine in whichever thread calls `run`."""
+
+    def __init__(
+        self, vcpu: Vcpu, control: RunControl, ports: "Bus", mmio: "Bus", guard: "Callable[..., object]"
+    ) -> None:
+        self.vcpu = vcpu
+        self.control = control
+        self.exit_handlers: dict[type[Exit], ExitHandler] = {}
+        self.loop = RunLoop(vcpu, ports, mmio, attend=self._attend, other=self._other, guard=guard)  # type: ignore[arg-type]
+        self._tick = 0.0
+        self._idle_ticks = 0
+
+    def run(self) -> None:
+        """Run until the machine leaves its run; raises what a handler raised."""
+        vcpu = self.vcpu
+        vcpu.claim()
+        try:
+            self._tick = _FIRST_TICK
+            self._idle_ticks = 0
+            self._arm()
+            if not self.control.enter(vcpu):
+                return
+            try:
+                self.loop.run()
+            finally:
+                self.control.leave(vcpu)
+        finally:
+            vcpu.arm(0, 0)
+            vcpu.release()
+
+    # Between exits
+
+    def _attend(self, number: int) -> bool:
+        """KVM_RUN came back with an errno. True: leave the loop."""
+        vcpu, control = self.vcpu, self.control
+        if number == errno.EINTR:
+            kicked = vcpu.take_kick()
+            if control.leaving:
+                return True
+            if control.deadline is not None and time.monotonic() >= control.deadline:
+                control.finish(Outcome(End.TIMEOUT, f"the guest did not end within {control.timeout:g} seconds"))
+                return True
+            if control.pausing:
+                vcpu.release()
+                control.park(vcpu)
+                vcpu.claim()
+                return control.leaving
+            if not kicked:
+                self._look_whether_idle()
+            self._tick = min(2 * self._tick, HEARTBEAT)
+            self._arm()
+            return control.leaving
+        if number == errno.EAGAIN:  # a processor that waited for INIT or SIPI got one: enter it again
+            return control.leaving
+        return self._other(vcpu.failed_run(number))
+
+    def _arm(self) -> None:
+        """Set the timer to the next tick, if one is needed, or to the deadline."""
+        needs = []
+        if self.vcpu.vm.irqchip or threading.current_thread() is threading.main_thread():
+            needs.append(self._tick)
+        if self.control.deadline is not None:
+            needs.append(max(self.control.deadline - time.monotonic(), 1e-6))
+        if needs:
+            # The interval is a safety net: should a tick be consumed unseen, another one comes.
+            self.vcpu.arm(min(needs), HEARTBEAT)
+
+    def _look_whether_idle(self) -> None:
+        """With an in-kernel irqchip `cli; hlt` never leaves KVM_RUN: notice when no processor can go on.
+
+        A processor waits for ever when it is halted with interrupts off, or was never started. Another one could still
+        wake it by an IPI, so all must be seen waiting, and with several processors twice in a row.
+        """
+        vcpu = self.vcpu
+        if not vcpu.vm.irqchip:
+            return
+        state = vcpu.get_mp_state()
+        waits = state == _MP_UNINITIALIZED or (state == _MP_HALTED and not vcpu.page.if_flag)
+        self._idle_ticks = self._idle_ticks + 1 if waits else 0
+        if self.control.all_idle(vcpu, self._idle_ticks):
+            self.control.finish(Outcome(End.HALTED, "halted with interrupts off", vcpu=vcpu.id))
+
+    # Exits other than port and memory accesses
+
+    def _other(self, event: Exit) -> bool:
+        """Handle an exit that no device does. True: leave the loop."""
+        handler = self.exit_handlers.get(type(event))
+        outcome = handler(self.vcpu, event) if handler is not None else self._outcome_of(event)
+        if outcome is not None:
+            self.control.finish(outcome)
+        return self.control.leaving
+
+    def _outcome_of(self, event: Exit) -> Outcome | None:
+        vcpu = self.vcpu
+        match event:
+            case exits.Hlt():
+                return Outcome(End.HALTED, f"hlt, next rip {vcpu.regs.rip:#x}", exit=event, vcpu=vcpu.id)
+            case exits.Shutdown():
+                return Outcome(
+                    End.TRIPLE_FAULT, f"vCPU {vcpu.id} shut down at rip {vcpu.regs.rip:#x}", exit=event, vcpu=vcpu.id
+                )
+            case exits.SystemEvent(type=type):
+                end = {1: End.SHUTDOWN, 2: End.RESET, 3: End.PANIC}.get(type, End.FAILED)
+                return Outcome(end, f"KVM_SYSTEM_EVENT {type}", exit=event, vcpu=vcpu.id)
+            case exits.Interrupted() | exits.IrqWindowOpen():
+                return None
+            case exits.InternalError(suberror=1, instruction=instruction) if instruction:
+                message = f"KVM cannot emulate the instruction at rip {vcpu.regs.rip:#x}: {instruction.hex(' ')} ..."
+            case exits.InternalError():
+                message = f"KVM internal error {event.name} at rip {vcpu.regs.rip:#x}, data {event.data}"
+            case exits.FailEntry(hardware_reason=reason):
+                rules = "".join(f"\n  - {rule}" for rule in vcpu.explain_entry_failure(event))
+                message = f"the processor refused to enter the guest, reason {reason:#x}{rules}"
+            case _:
+                message = f"nobody handles {event!r}; Machine.on_exit can"
+        return Outcome(End.FAILED, message, exit=event, vcpu=vcpu.id)
