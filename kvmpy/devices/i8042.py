@@ -23,6 +23,7 @@ ACK = 0xFA
 RESEND = 0xFE
 SELF_TEST_PASSED = 0x55
 KEYBOARD_TEST_PASSED = 0xAA
+FROM_KEYBOARD = 0x100  # beside a byte in the output buffer: it interrupts
 NO_AUX_CLOCK = 0x01  # answer to the test of the auxiliary port: its clock line is stuck low, for nothing is there
 
 
@@ -101,7 +102,7 @@ class I8042(Device):
     def read(self, offset: int, size: int) -> int:
         with self._lock:
             if offset == DATA:
-                value = self._output if self._output is not None else 0
+                value = self._output & 0xFF if self._output is not None else 0
                 self._output = None
                 self._update()  # down and, if there is more, up again: an edge for each byte
                 self._fill()
@@ -182,7 +183,9 @@ class I8042(Device):
             return not value & 1
         elif command == 0xD4:
             self._replies.append(RESEND)  # nobody is there
-        else:  # 0xD2 and 0xD3: as if the device had sent it
+        elif command == 0xD2:
+            self._replies.append(value | FROM_KEYBOARD)
+        else:  # 0xD3 loops back through the auxiliary port; as there is none, without the AUX flag in the status
             self._replies.append(value)
         return False
 
@@ -244,11 +247,15 @@ class I8042(Device):
             if self._replies:
                 self._output = self._replies.popleft()
             elif self._keyboard and not self._config & _DISABLED:
-                self._output = self._last_sent = self._keyboard.popleft()
+                self._last_sent = self._keyboard.popleft()
+                self._output = self._last_sent | FROM_KEYBOARD
         self._update()
 
     def _update(self) -> None:
-        level = self._output is not None and bool(self._config & Config.KEYBOARD_INTERRUPT.value)
+        # Only what comes from the keyboard interrupts. The controller's own answers are polled for, and an edge that
+        # the PIC keeps until later would then find nothing to read: SeaBIOS takes that for a key.
+        output = self._output or 0
+        level = bool(output & FROM_KEYBOARD and self._config & Config.KEYBOARD_INTERRUPT.value)
         if level != self._level:
             self._level = level
             if level:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_board import RecordingBoard
+from fuzz_settings import PROFILE, PROPERTY_EXAMPLES
 from kvmpy.devices import (
     I8042,
     Cmos,
@@ -103,6 +104,9 @@ ACCESS = st.tuples(
 Access = tuple[str, int, int | None, int, int, int]
 ACCESSES = st.lists(ACCESS, max_size=30)
 
+fewer = settings(max_examples=PROPERTY_EXAMPLES[PROFILE])
+"""The first test alone gets all the examples of the profile: ten devices times four tests would take too long."""
+
 
 class Bench:
     """A device on a board, with its clock."""
@@ -163,6 +167,7 @@ def test_any_accesses_are_answered_and_fit(kind: str, accesses: list[Access]) ->
     bench.play(accesses)
 
 
+@fewer
 @pytest.mark.parametrize("kind", DEVICES)
 @given(before=ACCESSES, after=ACCESSES)
 def test_restored_device_behaves_as_the_original(kind: str, before: list[Access], after: list[Access]) -> None:
@@ -179,6 +184,7 @@ def test_restored_device_behaves_as_the_original(kind: str, before: list[Access]
     assert copy.device.state() == original.device.state()
 
 
+@fewer
 @pytest.mark.parametrize("kind", DEVICES)
 @given(accesses=ACCESSES)
 def test_state_is_plain_data_and_a_copy(kind: str, accesses: list[Access]) -> None:
@@ -202,6 +208,7 @@ def check_plain(value: object) -> None:
         assert value is None or type(value) in (int, float, bool, str, bytes), f"{value!r} is no plain data"
 
 
+@fewer
 @pytest.mark.parametrize("kind", DEVICES)
 @given(accesses=ACCESSES)
 def test_lines_are_told_only_of_changes(kind: str, accesses: list[Access]) -> None:

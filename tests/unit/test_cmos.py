@@ -125,6 +125,14 @@ def test_clock_stands_while_set_or_while_the_divider_is_reset() -> None:
         assert w[SECONDS] == 0x59
 
 
+def test_time_before_the_clock_is_stopped_counts() -> None:
+    w = Wired()
+    w.time += 10
+    w[B] = RegisterB.SET | RegisterB.HOURS_24
+    w.time += 10
+    assert w[SECONDS] == 0x07
+
+
 def test_time_that_does_not_exist_is_counted() -> None:
     w = Wired()
     w[HOURS] = 0x99

@@ -198,6 +198,23 @@ def test_keys_raise_the_interrupt_once_each() -> None:
     assert w.line.history == [True, False, True, False]
 
 
+def test_answers_of_the_controller_do_not_interrupt() -> None:
+    w = Wired()
+    w.command(0xAA)
+    w.drain()
+    w.command(0x20)
+    w.drain()
+    assert w.line.edges == 0
+
+
+def test_byte_put_in_as_the_keyboards_interrupts() -> None:
+    w = Wired()
+    w.command(0xD2, 0x1E)
+    assert w.line.level
+    assert w.drain() == [0x1E]
+    assert not w.line.level
+
+
 def test_no_interrupt_unless_the_configuration_allows_it() -> None:
     w = Wired()
     w.command(0x60, Config.TRANSLATE)
@@ -215,6 +232,13 @@ def test_disabled_keyboard_holds_its_keys_back() -> None:
     assert w.drain() == []
     w.command(0xAE)
     assert w.drain() == [0x1E]
+
+
+def test_byte_to_a_disabled_keyboard_enables_it() -> None:
+    w = Wired()
+    w.command(0xAD)
+    w.data(0xEE)
+    assert w.drain() == [0xEE]
 
 
 def test_silenced_keyboard_drops_keys_and_counts_them() -> None:

@@ -154,6 +154,15 @@ def test_latch_freezes_the_count_until_it_is_read() -> None:
     assert w.count(0) == 0x1234 - 7
 
 
+def test_latch_between_the_two_bytes_of_a_read_starts_with_the_first_again() -> None:
+    w = Wired()
+    w.program(0, 2, 0x1234)
+    assert w.device.read(0, 1) == 0x34
+    w.device.write(CONTROL, 1, 0x00)
+    assert w.count(0) == 0x1234
+    assert w.count(0) == 0x1234
+
+
 def test_read_back_gives_status_first_then_the_count() -> None:
     w = Wired()
     w.program(1, 2, 0x1234)
