@@ -38,8 +38,9 @@ class FirmwareImage:
     (440FX data sheet, "PAM - Programmable Attribute Map"), and SeaBIOS keeps its variables in it. A machine without
     PAM registers behaves as if they had been programmed already.
 
-    `shadow` is how many bytes of the end are copied, at most 256 KiB (down to 0xC0000): a firmware of that size that
-    finds no chip set to program cannot bring in by itself what it has below 0xE0000.
+    `shadow` is how many bytes of the end are copied, at most 256 KiB (down to 0xC0000). A firmware of that size that
+    finds no chip set to program cannot bring in by itself what it has below 0xE0000: SeaBIOS's bios-256k.bin then ends
+    in a triple fault with 128 KiB, and runs with 256 KiB; bios.bin is content with 128.
 
     Raises ImageError for other sizes; `load` does so when there is no RAM under 1 MiB.
     """

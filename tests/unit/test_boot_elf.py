@@ -252,6 +252,7 @@ def test_an_entry_in_an_identity_segment_starts_there_before_the_kernel_maps_its
     entry = load(ElfFile([boot, kernel], entry=MIB), memory)
     assert entry.state.regs.rip == MIB
     assert memory.read(2 * MIB, 6) == b"kernel"
+    assert translate(memory, entry.state.sregs, HIGH_HALF + 2 * MIB) is None
 
 
 def test_a_segment_wins_over_the_identity_map_and_the_tables_stay_clear_of_it() -> None:
@@ -288,6 +289,15 @@ def test_segments_that_share_a_page_are_mapped() -> None:
     first, second = Segment(HIGH_HALF, b"\xf4", paddr=MIB), Segment(HIGH_HALF + 0x10, b"second", paddr=MIB + 0x10)
     entry = load(ElfFile([first, second]), memory)
     assert translate(memory, entry.state.sregs, HIGH_HALF + 0x10) == MIB + 0x10
+
+
+def test_a_large_page_never_covers_a_page_shared_with_another_segment() -> None:
+    memory = ram((0, 16 * MIB))
+    first = Segment(HIGH_HALF, b"\xf4", paddr=4 * MIB, memsz=2 * MIB + 0x800)
+    second = Segment(HIGH_HALF + 2 * MIB + 0x800, b"second", paddr=6 * MIB + 0x800, memsz=4 * MIB)
+    entry = load(ElfFile([first, second]), memory)
+    for offset in (0, 2 * MIB, 2 * MIB + 0x800, 4 * MIB, 6 * MIB + 0x7FF):
+        assert translate(memory, entry.state.sregs, HIGH_HALF + offset) == 4 * MIB + offset
 
 
 def test_ring_3_may_use_the_virtual_addresses() -> None:
@@ -431,6 +441,14 @@ def test_a_lying_symbol_table_is_an_image_error(change: Callable[[bytearray, int
     image.load(ram())
     with pytest.raises(ImageError):
         image.symbols()
+
+
+@pytest.mark.parametrize("entry_size", [0, 1, 40, 65])
+def test_a_section_table_of_another_entry_size_is_not_read(entry_size: int) -> None:
+    """With a size of 0 pyelftools would read one header as often as the file says."""
+    file = with_symbols([], change=lambda data, at: struct.pack_into("<H", data, 0x3A, entry_size))
+    with pytest.raises(ImageError, match=rf"section header table \(3 entries of {entry_size} bytes\)"):
+        ElfImage(file).symbols()
 
 
 def test_an_elf_image_says_what_it_is() -> None:

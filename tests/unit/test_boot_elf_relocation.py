@@ -129,6 +129,14 @@ def test_a_rela_entry_takes_its_own_addend() -> None:
     assert memory.read_u64(MIB + 0xFF8) == (1 << 64) - 1, "modulo 2^64, and in .bss"
 
 
+def test_the_first_of_two_equal_tags_counts() -> None:
+    memory = ram()
+    dynamic = [*rela_dynamic(24), (DT_RELASZ, 48), (0x6FFF_FFF9, 1)]
+    ElfImage(made(dynamic, rela((0x800, RELATIVE, 1), (0x808, RELATIVE, 2)))).load(memory)
+    assert memory.read_u64(MIB + 0x800) == MIB + 1
+    assert memory.read_u64(MIB + 0x808) == 0
+
+
 def test_a_rel_entry_finds_its_addend_in_place() -> None:
     dynamic = [(DT_REL, 0x100), (DT_RELSZ, 16), (DT_RELENT, 8)]
     table = struct.pack("<4I", 0x800, RELATIVE, 0x804, RELATIVE)

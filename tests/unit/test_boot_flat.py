@@ -234,6 +234,12 @@ def test_the_tables_go_where_they_are_wanted() -> None:
     assert entry.state.regs.rsp == 0x10_0000
 
 
+def test_the_stack_is_below_tables_that_were_put_at_the_top() -> None:
+    entry = FlatImage(b"\xf4", mode="protected", tables=0xF_C000).load(ram((0, 0x10_0000)))
+    assert entry.ranges[-1].end == 0x10_0000
+    assert entry.state.regs.rsp == 0xF_C000
+
+
 @pytest.mark.parametrize(
     ("tables", "why"),
     [(0x2001, "multiple of 4 KiB"), (0xF_8000, "not all in RAM"), (0x7_F000, "overlap"), (-0x1000, "below 4 GiB")],
