@@ -143,7 +143,9 @@ def test_a_loaded_segment_has_its_selector_and_a_loaded_tss_is_busy() -> None:
     user = gdt.append("user_data32")
     task = gdt.append(tss_segment(0x5000))
     assert gdt.segment(user) == descriptors.USER_DATA32.replace(selector=user)
+    old = gdt.append(Segment(base=0x6000, limit=0x2B, type=1, s=0))
     assert gdt.segment(task).type == 11
+    assert gdt.segment(old).type == 3
 
 
 @pytest.mark.parametrize("selector", [0x0C, 0x10, 0xFFF8])

@@ -158,6 +158,7 @@ def test_a_table_outside_memory_is_told() -> None:
         (LONG, {0x1000: 0x2007, 0x2000: 0x4000_2087}, "PDPTE", 0x2000),
         (LONG, {0x1000: 0x2007, 0x2000: 0x3007, 0x3000: 0x10_0087}, "PDE", 0x10_0000),
         (PAE, {0x1000: 0x2003}, "PDPTE", 2),
+        (PAE, {0x1000: 0x21E1}, "PDPTE", 0x1E0),
         (PAE, {0x1000: 0x2001, 0x2000: 1 << 62 | 0x3007}, "PDE", 1 << 62),
         (registers(cr4=Cr4.PAE), {0x1000: 0x2001, 0x2000: XD | 0x87}, "PDE", XD),
         (registers(cr4=Cr4.PAE, efer=Efer.LMA | Efer.LME), {0x1000: XD | 0x2007}, "PML4E", XD),
@@ -184,6 +185,12 @@ def test_ps_in_a_pdpte_is_reserved_without_1_gib_pages() -> None:
     found = walk(ram({0x1000: 0x2007, 0x2000: 0x87}), LONG, 0, gigabyte_pages=False)
     assert found.failure is not None
     assert (found.failure.level, found.failure.reserved) == ("PDPTE", 0x80)
+
+
+def test_pat_of_a_large_page_is_neither_reserved_nor_address() -> None:
+    memory = ram({0x1000: 0x2007, 0x2000: 0x3007, 0x3000: 0x40_1087, 0x2008: 0x8000_1087})
+    assert translate(memory, LONG, 0x123) == 0x40_0123
+    assert translate(memory, LONG, 0x4000_0123) == 0x8000_0123
 
 
 def test_entries_that_are_not_present_have_no_reserved_bits() -> None:

@@ -47,6 +47,9 @@ def test_long_mode_hidden_parts_are_what_its_gdt_says(ring: int, bits: int) -> N
     for name in ("cs", "ds", "es", "fs", "gs", "ss", "tr"):
         segment = getattr(state.sregs, name)
         assert loaded(gdt, segment) == segment, name
+    task = dict(gdt)[modes.TSS_SELECTOR]
+    assert isinstance(task, Segment)
+    assert task.type == 11  # busy: TR is loaded already
 
 
 @pytest.mark.parametrize(("ring", "bits"), [(0, 32), (3, 32), (0, 16)])
@@ -98,7 +101,7 @@ def test_identity_map_is_rounded_up_to_whole_pages() -> None:
 
 @pytest.mark.parametrize(
     ("levels", "identity_map"),
-    [(4, 1), (4, GIB), (4, GIB + 1), (4, 4 * GIB), (4, 600 * GIB), (5, 4 * GIB), (5, GIB)],
+    [(4, 1), (4, GIB), (4, GIB + 1), (4, 4 * GIB), (4, 600 * GIB), (5, 600 * GIB), (5, GIB)],
 )
 def test_long_mode_writes_exactly_its_announced_size(levels: int, identity_map: int) -> None:
     size = long_mode.tables_size(identity_map, levels=levels)
@@ -116,6 +119,7 @@ def test_default_area_is_0xa000_bytes() -> None:
     assert protected_mode.tables_size() == 0x4000
     assert protected_mode.tables_size(PagingMode.BITS32) == 0x5000
     assert protected_mode.tables_size(PagingMode.PAE) == 0x9000
+    assert protected_mode.tables_size(PagingMode.PAE, GIB) == 0x6000
 
 
 def test_long_mode_tss_grants_the_ports_and_names_the_interrupt_stack() -> None:
