@@ -42,21 +42,21 @@ class VcpuRunner:
 
     def run(self) -> None:
         """Run until the machine leaves its run; raises what a handler raised."""
-        vcpu = self.vcpu
-        vcpu.claim()
+        vcpu, control = self.vcpu, self.control
+        if not control.enter(vcpu):
+            return
         try:
-            self._tick = _FIRST_TICK
-            self._idle_ticks = 0
-            self._arm()
-            if not self.control.enter(vcpu):
-                return
+            vcpu.claim()
             try:
+                self._tick = _FIRST_TICK
+                self._idle_ticks = 0
+                self._arm()
                 self.loop.run()
             finally:
-                self.control.leave(vcpu)
+                vcpu.arm(0, 0)
+                vcpu.release()
         finally:
-            vcpu.arm(0, 0)
-            vcpu.release()
+            control.leave(vcpu)
 
     # Between exits
 

@@ -1,0 +1,43 @@
+"""Debian's SeaBIOS, unmodified, from the reset vector to the end of its search for something to boot."""
+
+from pathlib import Path
+
+import pytest
+
+import kvm_presence
+from kvmpy import End, Machine, MiB
+from kvmpy.boot import FirmwareImage
+from kvmpy.devices import I8042, Cmos, DebugConsole, FwCfg, PciHostBridge, PostPort
+
+SEABIOS = Path("/usr/share/seabios")
+
+
+def seabios(name: str) -> Path:
+    image = SEABIOS / name
+    if not image.exists():
+        message = f"no {image}: apt-get install seabios"
+        if kvm_presence.required():
+            pytest.fail(message)
+        pytest.skip(message)
+    return image
+
+
+@pytest.mark.parametrize(("name", "shadow"), [("bios.bin", 128), ("bios-256k.bin", 256)])
+def test_seabios_starts_and_reports_that_there_is_nothing_to_boot(name: str, shadow: int) -> None:
+    image = FirmwareImage(seabios(name), shadow=shadow * 1024)
+    with Machine(memory=16 * MiB) as machine:
+        debug = machine.add(DebugConsole(port=0x402))
+        machine.add(Cmos(memory_below_4g=16 * MiB))
+        machine.add(I8042())
+        machine.add(PciHostBridge())
+        machine.add(PostPort())
+        machine.add(FwCfg(cpus=1, ram_size=16 * MiB, memory=machine.memory))
+        machine.load(image)
+        machine.start(timeout=50)
+        debug.expect(b"SeaBIOS (version", timeout=20)
+        debug.expect(b"No bootable device", timeout=45)
+        assert machine.stop().end is End.STOPPED
+        assert "RamSize: 0x01000000" in debug.text
+        # It looked for more than it found, and went on: serial ports nobody claims were probed.
+        assert machine.statistics().count("port", 0x402, "write") > 500
+        assert any(entry.address == 0x3F9 for entry in machine.statistics().unclaimed)
