@@ -11,7 +11,7 @@ from kvmpy.boot import FlatImage
 
 KIB = 1024
 
-# Long mode, because the local APIC at 0xFEE00000 is beyond real mode. The other processors start at 0x8000 in real mode.
+# Long mode, because the local APIC at 0xFEE00000 is beyond real mode. The others start at 0x8000, in real mode.
 START_OTHERS = """
     .code64
     mov ebx, 0xfee00000
