@@ -15,38 +15,11 @@ from kvmpy._exit import Answer, Answered, Exit
 from kvmpy.errors import ReplyError
 
 __all__ = [
-    "ApResetHold",
-    "BusLock",
-    "Debug",
-    "DirtyRingFull",
-    "ExceptionExit",
-    "Exit",
-    "FailEntry",
-    "Hlt",
-    "Hypercall",
-    "HypervExit",
-    "InternalError",
-    "Interrupted",
-    "IoIn",
-    "IoOut",
-    "IoapicEoi",
-    "IrqWindowOpen",
-    "MemoryFault",
-    "MmioRead",
-    "MmioWrite",
-    "Nmi",
-    "Notify",
-    "RdMsr",
-    "SetTpr",
-    "Shutdown",
-    "SystemEvent",
-    "TdxExit",
-    "TprAccess",
-    "UnknownExit",
-    "UnknownHardwareExit",
-    "WrMsr",
-    "XenExit",
-]
+    "ApResetHold", "BusLock", "Debug", "DirtyRingFull", "ExceptionExit", "Exit", "FailEntry", "Hlt", "Hypercall",
+    "HypervExit", "InternalError", "Interrupted", "IoIn", "IoOut", "IoapicEoi", "IrqWindowOpen", "MemoryFault",
+    "MmioRead", "MmioWrite", "Nmi", "Notify", "RdMsr", "SetTpr", "Shutdown", "SystemEvent", "TdxExit", "TprAccess",
+    "UnknownExit", "UnknownHardwareExit", "WrMsr", "XenExit",
+]  # fmt: skip
 
 
 class IoOut(Exit):
