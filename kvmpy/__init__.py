@@ -36,18 +36,20 @@ _HOMES = {
 __all__ = ["GiB", "KiB", "MiB", "__version__", *_HOMES]
 
 
-def __getattr__(name: str) -> object:
-    from importlib import import_module
+if not TYPE_CHECKING:  # or a type checker would believe in every name
 
-    if name.startswith("_"):
+    def __getattr__(name: str) -> object:
+        from importlib import import_module
+
+        if name.startswith("_"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        for home in (_HOMES[name],) if name in _HOMES else ("exits", "errors"):
+            module = import_module(f"{__name__}.{home}")
+            if name in _HOMES or name in module.__all__:
+                value: object = getattr(module, name)
+                globals()[name] = value
+                return value
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    for home in (_HOMES[name],) if name in _HOMES else ("exits", "errors"):
-        module = import_module(f"{__name__}.{home}")
-        if name in _HOMES or name in module.__all__:
-            value: object = getattr(module, name)
-            globals()[name] = value
-            return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -12,11 +12,11 @@ __all__ = ["DeviceFd", "Kvm", "Vcpu", "Vm"]
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmpy.kvm.device_fd import DeviceFd
+else:
 
+    def __getattr__(name: str) -> object:
+        if name == "DeviceFd":  # rarely needed: not on the path of `import kvmpy`
+            from kvmpy.kvm.device_fd import DeviceFd
 
-def __getattr__(name: str) -> object:
-    if name == "DeviceFd":  # rarely needed: not on the path of `import kvmpy`
-        from kvmpy.kvm.device_fd import DeviceFd
-
-        return DeviceFd
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return DeviceFd
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
