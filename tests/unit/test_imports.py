@@ -52,7 +52,7 @@ TYPES_ONLY: dict[str, set[str]] = {
 }
 """What a layer may import beyond its arrows under `if TYPE_CHECKING:`."""
 
-SAME_LAYER = {"_exit": "exits"}
+SAME_LAYER = {"_exit": "exits", "__main__": "cli"}
 """Modules that belong to a layer of another name."""
 
 OPTIONAL_PACKAGES = {"pytest_plugin": {"pytest"}, "boot": {"elftools"}, "debug": {"elftools"}}

@@ -1,0 +1,104 @@
+"""The command `kvmpy`: one module per command, imported when that command is asked for.
+
+A command's module has `add_arguments(parser)`, `run(args) -> int`, which answers the exit status, and a docstring,
+which is the beginning of its help; `EPILOG`, if there is one, is the end.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from kvmpy.errors import KvmpyError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {
+    "doctor": "say what this host's KVM can do, and what to do about what it cannot",
+    "run": "run a flat binary, an ELF file or a firmware image",
+    "bench": "measure exits, starts and kicks against a C loop",
+}
+"""The commands, each the name of a module of this package, and what they do."""
+
+USAGE_STATUS = 2
+"""Exit status for a command line that cannot be meant so, as argparse has it."""
+
+ERROR_STATUS = 1
+"""Exit status for an error that the command has no status of its own for."""
+
+_DESCRIPTION = "Virtual machines over /dev/kvm, in Python."
+_EPILOG = "`kvmpy COMMAND --help` explains a command. Start with `kvmpy doctor`."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line `arguments` (by default the process's) and answer the exit status.
+
+    What a user can do something about is one line on the standard error; `--debug` shows where it came from.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser(next((word for word in given if not word.startswith("-")), ""))
+    args = parser.parse_args(given)
+    try:
+        status: int = args.run(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("kvmpy: interrupted", file=sys.stderr)
+        return 130  # 128 + SIGINT, as shells say it
+    except BrokenPipeError:
+        _die_of_broken_pipe()
+    except (KvmpyError, OSError, MemoryError) as error:
+        if args.debug:
+            raise
+        print(f"kvmpy: {describe(error)}", file=sys.stderr)
+        return ERROR_STATUS
+    return status
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line (more only where the error itself lists what is broken)."""
+    if isinstance(error, OSError) and not isinstance(error, KvmpyError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    """The parser: all commands are known by name, the arguments of `command` only."""
+    import argparse
+    from importlib import import_module
+
+    from kvmpy import __version__
+
+    parser = argparse.ArgumentParser(prog="kvmpy", description=_DESCRIPTION, epilog=_EPILOG)
+    parser.add_argument("--version", action="version", version=f"kvmpy {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        if name != command:
+            subparsers.add_parser(name, help=summary)
+            continue
+        module = import_module(f"kvmpy.cli.{name}")
+        subparser = subparsers.add_parser(
+            name,
+            help=summary,
+            description=module.__doc__,
+            epilog=getattr(module, "EPILOG", None),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(subparser)
+        subparser.add_argument("--debug", action="store_true", help="show a traceback with an error")
+        subparser.set_defaults(run=module.run)
+    return parser
+
+
+def _die_of_broken_pipe() -> None:
+    """Whoever read our output has gone (`kvmpy doctor | head`): end as a program without a handler would."""
+    import os
+    import signal
+
+    # What is still buffered must not fail again while the interpreter ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGPIPE)
