@@ -4,7 +4,14 @@ from kvmpy.errors import ReplyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import ClassVar
+    from typing import ClassVar, Protocol
+
+    class AnswerPage(Protocol):
+        """What an answer needs of `kvmpy.kvm.run_page.RunPage`."""
+
+        u8: memoryview
+        runs: list[int]
+
 
 __all__ = ["Answer", "Answered", "Exit"]
 
@@ -34,29 +41,34 @@ class Exit:
 
 
 class Answer:
-    """Where the reply to an exit goes: `target`, valid as long as the vCPU has not run on since the exit.
+    """Where the reply to an exit goes: `size` bytes from `start` on in the run page.
 
-    `runs` counts the entries of the vCPU; it lives with the vCPU, `run` remembers which one this exit came from.
+    It is valid as long as the vCPU has not run on since the exit: `page.runs` counts the entries of the vCPU, `run`
+    remembers which one this exit came from. It holds no view of the page, so that exits which somebody keeps do not
+    keep the vCPU's mapping, and with it the VM, alive in the kernel.
     """
 
-    __slots__ = ("run", "runs", "target")
+    __slots__ = ("page", "run", "size", "start")
 
-    def __init__(self, target: memoryview, runs: list[int]) -> None:
-        self.target = target
-        self.runs = runs
-        self.run = runs[0]
+    def __init__(self, page: "AnswerPage", start: int, size: int) -> None:
+        self.page = page
+        self.start = start
+        self.size = size
+        self.run = page.runs[0]
 
     def give(self, value: "int | bytes") -> None:
-        if self.run != self.runs[0]:
-            raise ReplyError("the vCPU has run on since this exit; answer an exit before the next run")
-        size = len(self.target)
+        if self.run != self.page.runs[0]:
+            raise ReplyError("the vCPU has run on since this exit, or was closed; answer before the next run")
+        size = self.size
         if isinstance(value, int):
             if not 0 <= value < 1 << (8 * size):
                 raise ReplyError(f"a reply of {value:#x} does not fit the {size} bytes that the guest reads")
             value = value.to_bytes(size, "little")
+        elif not isinstance(value, (bytes, bytearray, memoryview)):
+            raise ReplyError(f"a reply is an int or bytes, not {value!r}")
         elif len(value) != size:
             raise ReplyError(f"a reply of {len(value)} bytes to a read of {size} bytes")
-        self.target[:] = value
+        self.page.u8[self.start : self.start + size] = value
 
 
 class Answered(Exit):

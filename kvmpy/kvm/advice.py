@@ -17,7 +17,8 @@ _BY_IOCTL = {
     ("KVM_CREATE_PIT2", errno.ENOENT): "the PIT needs the in-kernel interrupt controller: create_irqchip() first",
     ("KVM_SET_USER_MEMORY_REGION", errno.EEXIST): "the range overlaps another memory slot",
     ("KVM_SET_USER_MEMORY_REGION", errno.EINVAL): (
-        "addresses and sizes must be multiples of 4 KiB, and a slot's size and host address cannot change"
+        "addresses and sizes must be multiples of 4 KiB, a slot has less than 8 TiB and lies inside the guest's "
+        "physical address width, and its size and host address cannot change"
     ),
     ("KVM_SET_SREGS", errno.EINVAL): (
         "the segments or control registers contradict each other; kvmpy.x86.entry_rules.violations(state) found no "

@@ -1,5 +1,6 @@
 """KVM_ENABLE_CAP, which VM and vCPU descriptors share (KVM API, section 4.37)."""
 
+from kvmpy.errors import UsageError
 from kvmpy.kvm.descriptor import Descriptor
 
 TYPE_CHECKING = False
@@ -14,6 +15,8 @@ def enable_cap(descriptor: Descriptor, capability: int, arguments: "Sequence[int
     from kvmpy.abi.structs import kvm_enable_cap
 
     request = kvm_enable_cap(cap=int(capability), flags=flags)
+    if len(arguments) > len(request.args):
+        raise UsageError(f"a capability has at most {len(request.args)} arguments, not {len(arguments)}")
     for index, argument in enumerate(arguments):
         request.args[index] = argument
     descriptor.ioctl("KVM_ENABLE_CAP", request)

@@ -22,19 +22,20 @@ class CoalescedRing:
         page = vcpu.vm.check_extension(_CAP_COALESCED_MMIO)
         if not page or (page + 1) * PAGE > vcpu.page.size:
             raise UsageError("this host's KVM has no ring of coalesced writes (KVM_CAP_COALESCED_MMIO)")
-        self._bytes = vcpu.page.u8[page * PAGE : (page + 1) * PAGE]
-        self._u32 = self._bytes.cast("I")
+        self._vcpu = vcpu  # and no view of its mapping, which would outlive it
+        self._start = page * PAGE
 
     def drain(self) -> list[IoOut | MmioWrite]:
         """The queued writes, as the exits that they would have been."""
         writes: list[IoOut | MmioWrite] = []
-        first, last = self._u32[0], self._u32[1]
+        page = self._vcpu.page
+        head = self._start // 4  # first u32, last u32
+        first, last = page.u32[head], page.u32[head + 1]
         while first != last:
-            at = _HEADER + first * _ENTRY
-            size, port = self._u32[at // 4 + 2], self._u32[at // 4 + 3]
-            address = int.from_bytes(self._bytes[at : at + 8], "little")
-            data = self._bytes[at + 16 : at + 16 + size].tobytes()
+            at = self._start + _HEADER + first * _ENTRY
+            address, size, port = page.u64[at // 8], page.u32[at // 4 + 2], page.u32[at // 4 + 3]
+            data = page.u8[at + 16 : at + 16 + size].tobytes()
             writes.append(IoOut(address, data, size) if port else MmioWrite(address, data))
             first = (first + 1) % _ENTRIES
-        self._u32[0] = first
+        page.u32[head] = first
         return writes

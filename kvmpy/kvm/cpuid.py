@@ -2,10 +2,13 @@
 
 import errno
 
-from kvmpy.abi.structs import kvm_cpuid2, sized
 from kvmpy.errors import KvmError
 from kvmpy.kvm.descriptor import Descriptor
-from kvmpy.x86.cpuid import CpuidEntry, CpuidTable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmpy.abi.structs import kvm_cpuid2
+    from kvmpy.x86.cpuid import CpuidTable
 
 __all__ = ["read_table", "to_struct"]
 
@@ -13,8 +16,11 @@ _FIRST_TRY = 128
 _AT_MOST = 1 << 16
 
 
-def read_table(descriptor: Descriptor, ioctl: str) -> CpuidTable:
+def read_table(descriptor: Descriptor, ioctl: str) -> "CpuidTable":
     """Ask for a table without knowing its length: KVM says E2BIG until there is room enough."""
+    from kvmpy.abi.structs import kvm_cpuid2, sized
+    from kvmpy.x86.cpuid import CpuidEntry, CpuidTable
+
     room = _FIRST_TRY
     while True:
         table = sized(kvm_cpuid2, room)(nent=room)
@@ -31,8 +37,10 @@ def read_table(descriptor: Descriptor, ioctl: str) -> CpuidTable:
         )
 
 
-def to_struct(table: CpuidTable) -> kvm_cpuid2:
+def to_struct(table: "CpuidTable") -> "kvm_cpuid2":
     """The kernel's form of a table."""
+    from kvmpy.abi.structs import kvm_cpuid2, sized
+
     entries = list(table)
     struct = sized(kvm_cpuid2, len(entries))(nent=len(entries))
     for slot, entry in zip(struct.entries, entries, strict=True):

@@ -43,7 +43,7 @@ class Descriptor:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._forks = _forks
-        self._ioctl_fd = ctypes.c_int(fd)
+        self._ioctl_fd = ctypes.c_int(fd)  # -1 after close, so that a prebuilt call cannot reach somebody else's file
 
     def fileno(self) -> int:
         """The file descriptor's number, for select and the like. Raises ClosedError after close."""
@@ -59,6 +59,7 @@ class Descriptor:
         """Close the file descriptor. Calling it again does nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
+            self._ioctl_fd.value = -1
             os.close(fd)
 
     def __enter__(self) -> "Self":
@@ -72,7 +73,7 @@ class Descriptor:
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0 and not sys.is_finalizing():
-            if self._forks == _forks:
+            if not self._forked:
                 import warnings
 
                 warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
@@ -82,10 +83,15 @@ class Descriptor:
         state = "closed" if self._fd < 0 else f"fd {self._fd}"
         return f"<{type(self).__name__} {state}>"
 
+    @property
+    def _forked(self) -> bool:
+        """Whether this process is a child of the one that made the descriptor."""
+        return self._forks != _forks
+
     def _check_usable(self) -> None:
         if self._fd < 0:
             raise ClosedError(f"{self!r} was used after it was closed")
-        if self._forks != _forks:
+        if self._forked:
             raise ForkedError(
                 f"{self!r} belongs to the process that created it: KVM ties a VM to one address space. "
                 "Create the VM after fork(), or use multiprocessing with the 'spawn' method"
@@ -108,12 +114,13 @@ class Descriptor:
                 raise UsageError(f"{name} takes no argument")
             return self._call(entry, 0)
         if entry.argument == "int":
-            if not isinstance(argument, int):
-                raise UsageError(f"{name} takes an int, not {argument!r}")
+            if not isinstance(argument, int) or not 0 <= argument < 1 << 64:
+                raise UsageError(f"{name} takes an int of 64 bits, not {argument!r}")
             return self._call(entry, argument)
         expected = entry.argument_type
         if expected is None or not isinstance(argument, expected):
             raise UsageError(f"{name} takes a {entry.argument}, not {argument!r}")
+        _check_room(name, argument)
         return self._call(entry, ctypes.addressof(argument))
 
     def _call(self, entry: Ioctl, argument: int) -> int:
@@ -131,7 +138,11 @@ class Descriptor:
         if entry.capability is not None and number in (errno.ENOTTY, errno.EINVAL, errno.ENXIO, errno.EOPNOTSUPP):
             from kvmpy.abi.capabilities import Cap
 
-            if not self._has_capability(Cap[entry.capability]):
+            try:
+                has = self._has_capability(Cap[entry.capability])
+            except KvmError:  # not one of KVM's descriptors at all
+                has = 1
+            if not has:
                 return CapabilityError(
                     entry.name, number, f"this host's KVM does not have KVM_CAP_{entry.capability}; see `kvmpy doctor`"
                 )
@@ -140,3 +151,24 @@ class Descriptor:
     def _has_capability(self, capability: int) -> int:
         """What KVM_CHECK_EXTENSION says where this descriptor can ask, else 1, so that nothing is blamed."""
         return 1
+
+
+_COUNTS = {
+    "kvm_cpuid": "nent", "kvm_cpuid2": "nent", "kvm_msrs": "nmsrs", "kvm_msr_list": "nmsrs", "kvm_irq_routing": "nr",
+    "kvm_signal_mask": "len", "kvm_reg_list": "n", "kvm_pmu_event_filter": "nevents",
+}  # fmt: skip
+"""Which field of a struct with a flexible array says how many entries it has room for."""
+
+
+def _check_room(name: str, argument: "Any") -> None:
+    """Refuse a struct that promises more entries than it has: the kernel would write behind its end."""
+    kind = next((base for base in type(argument).__mro__ if "_flexible_" in vars(base)), None)
+    count = _COUNTS.get(kind.__name__) if kind is not None else None
+    if kind is None or count is None:
+        return
+    room = (ctypes.sizeof(argument) - ctypes.sizeof(kind)) // ctypes.sizeof(kind._flexible_[1])  # type: ignore[attr-defined]
+    if getattr(argument, count) > room:
+        raise UsageError(
+            f"{name}: {kind.__name__}.{count} is {getattr(argument, count)}, but there is room for {room} entries; "
+            f"make it by kvmpy.abi.structs.sized({kind.__name__}, entries)"
+        )

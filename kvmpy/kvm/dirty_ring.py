@@ -4,7 +4,7 @@ import ctypes
 import mmap
 
 from kvmpy.abi.structs import kvm_dirty_gfn
-from kvmpy.errors import UsageError
+from kvmpy.errors import ClosedError, UsageError
 from kvmpy.kvm.vcpu import Vcpu
 from kvmpy.memory.region import PAGE
 
@@ -18,7 +18,7 @@ class DirtyRing:
     """Maps the ring of `vcpu`, whose VM had `enable_dirty_ring` called before.
 
     `collect()` takes what is new; `Vm.reset_dirty_rings()` afterwards has KVM watch those pages again and frees the
-    room. A full ring is a `DirtyRingFull` exit.
+    room. A full ring is a `DirtyRingFull` exit. It is closed with the vCPU.
     """
 
     def __init__(self, vcpu: Vcpu) -> None:
@@ -26,13 +26,22 @@ class DirtyRing:
         if not size:
             raise UsageError("the VM has no dirty rings: enable_dirty_ring() before the first vCPU")
         mapping = mmap.mmap(vcpu.fileno(), size, offset=_PAGE_OFFSET * PAGE)
-        self._entries = (kvm_dirty_gfn * (size // ctypes.sizeof(kvm_dirty_gfn))).from_buffer(mapping)
+        self._entries: ctypes.Array[kvm_dirty_gfn] | None = (
+            kvm_dirty_gfn * (size // ctypes.sizeof(kvm_dirty_gfn))
+        ).from_buffer(mapping)
         self._next = 0
+        vcpu.attach(self)
+
+    def close(self) -> None:
+        """Unmap the ring."""
+        self._entries = None
 
     def collect(self) -> list[tuple[int, int]]:
         """(slot number, page offset in the slot) of every page written since the last call, oldest first."""
         pages: list[tuple[int, int]] = []
         entries = self._entries
+        if entries is None:
+            raise ClosedError("the dirty ring was used after it was closed")
         while len(pages) < len(entries) and (entry := entries[self._next % len(entries)]).flags & _DIRTY:
             pages.append((entry.slot, entry.offset))
             entry.flags = _RESET

@@ -26,26 +26,25 @@ def decode(page: RunPage) -> Exit:
 def _io(page: RunPage) -> Exit:
     # direction u8 @32 (1: out), size u8 @33, port u16 @34, count u32 @36, data_offset u64 @40
     out, size, port, count, start = page.u8[32], page.u8[33], page.u16[17], page.u32[9], page.u64[5]
-    data = page.u8[start : start + size * count]
+    length = size * count
     if out:
-        return exits.IoOut(port, data.tobytes(), size, count)
-    data[:] = b"\xff" * len(data)
-    return exits.IoIn(port, size, count, Answer(data, page.runs))
+        return exits.IoOut(port, page.u8[start : start + length].tobytes(), size, count)
+    page.u8[start : start + length] = b"\xff" * length
+    return exits.IoIn(port, size, count, Answer(page, start, length))
 
 
 def _mmio(page: RunPage) -> Exit:
     # phys_addr u64 @32, data u8[8] @40, len u32 @48, is_write u8 @52
-    data = page.u8[40 : 40 + page.u32[12]]
+    length = min(page.u32[12], 8)
     if page.u8[52]:
-        return exits.MmioWrite(page.u64[4], data.tobytes())
-    data[:] = b"\xff" * len(data)
-    return exits.MmioRead(page.u64[4], len(data), Answer(data, page.runs))
+        return exits.MmioWrite(page.u64[4], page.u8[40 : 40 + length].tobytes())
+    page.u8[40 : 40 + length] = b"\xff" * length
+    return exits.MmioRead(page.u64[4], length, Answer(page, 40, length))
 
 
 def _hypercall(page: RunPage) -> Exit:
     # nr u64 @32, args u64[6] @40, ret u64 @88, flags u64 @96
-    answer = Answer(page.u8[88:96], page.runs)
-    return exits.Hypercall(page.u64[4], tuple(page.u64[5:11]), page.u64[12], answer)
+    return exits.Hypercall(page.u64[4], tuple(page.u64[5:11]), page.u64[12], Answer(page, 88, 8))
 
 
 def _internal_error(page: RunPage) -> Exit:
@@ -61,13 +60,12 @@ def _internal_error(page: RunPage) -> Exit:
 def _read_msr(page: RunPage) -> Exit:
     # error u8 @32, reason u32 @40, index u32 @44, data u64 @48
     page.u8[32] = 1  # #GP unless somebody replies
-    data, error = Answer(page.u8[48:56], page.runs), Answer(page.u8[32:33], page.runs)
-    return exits.RdMsr(page.u32[11], page.u32[10], data, error)
+    return exits.RdMsr(page.u32[11], page.u32[10], Answer(page, 48, 8), Answer(page, 32, 1))
 
 
 def _write_msr(page: RunPage) -> Exit:
     page.u8[32] = 0
-    return exits.WrMsr(page.u32[11], page.u64[6], page.u32[10], Answer(page.u8[32:33], page.runs))
+    return exits.WrMsr(page.u32[11], page.u64[6], page.u32[10], Answer(page, 32, 1))
 
 
 def _system_event(page: RunPage) -> Exit:

@@ -13,7 +13,18 @@ import threading
 
 from kvmpy.errors import KvmError
 
-__all__ = ["KICK_SIGNAL", "KickTimer", "SignalMask", "drain", "prepare_thread", "send"]
+__all__ = [
+    "KICK_SIGNAL",
+    "NOTHING",
+    "SENT",
+    "TICKED",
+    "KickTimer",
+    "SignalMask",
+    "drain",
+    "mask_in_guest",
+    "prepare_thread",
+    "send",
+]
 
 KICK_SIGNAL = signal.SIGRTMIN + 5
 """A real-time signal that nothing else is known to use (glibc takes the first two, debuggers none of this range)."""
@@ -63,8 +74,8 @@ def prepare_thread() -> int:
         signal.pthread_sigmask(signal.SIG_BLOCK, [KICK_SIGNAL])
         _survive_unblocking()
         tid = threading.get_native_id()
-        _this_thread.tid = tid
         _this_thread.pid = os.getpid()
+        _this_thread.tid = tid
     return tid
 
 
@@ -97,24 +108,27 @@ def send(tid: int) -> None:
     _libc.syscall(ctypes.c_long(_SYS_TGKILL), os.getpid(), tid, int(KICK_SIGNAL))
 
 
-def drain() -> bool:
-    """Consume the pending kick signals of this thread. True when there were some and all came from a timer."""
-    ticked = False
-    sent = False
+NOTHING, TICKED, SENT = range(3)
+
+
+def drain() -> int:
+    """Consume the pending kick signals of this thread: NOTHING was pending, only timers TICKED, or one was SENT."""
+    found = NOTHING
     while (info := signal.sigtimedwait((KICK_SIGNAL,), 0)) is not None:
-        if info.si_code == _SI_TIMER:
-            ticked = True
-        else:
-            sent = True
-    return ticked and not sent
+        if info.si_code != _SI_TIMER:
+            found = SENT
+        elif found == NOTHING:
+            found = TICKED
+    return found
 
 
 class KickTimer:
     """A POSIX timer that sends the kick signal to the thread that creates it (timer_create(2), SIGEV_THREAD_ID)."""
 
-    __slots__ = ("_timer",)
+    __slots__ = ("_pid", "_timer")
 
     def __init__(self) -> None:
+        self._pid = os.getpid()
         event = _Sigevent(signo=int(KICK_SIGNAL), notify=_SIGEV_THREAD_ID, thread=threading.get_native_id())
         self._timer: ctypes.c_void_p | None = ctypes.c_void_p()
         if _libc.timer_create(_CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)):
@@ -125,6 +139,8 @@ class KickTimer:
 
     def arm(self, first: float, interval: float = 0.0) -> None:
         """Send the signal in `first` seconds and then every `interval` seconds (0: only once). `first` 0 disarms."""
+        if self._timer is None or self._pid != os.getpid():  # a child has no timers, or others with the same ids
+            return
         first_ns, interval_ns = max(round(first * 1e9), 1 if first else 0), round(interval * 1e9)
         spec = _Itimerspec(*divmod(interval_ns, 10**9), *divmod(first_ns, 10**9))
         _libc.timer_settime(self._timer, 0, ctypes.byref(spec), None)
@@ -132,7 +148,7 @@ class KickTimer:
     def delete(self) -> None:
         """Free the timer."""
         timer, self._timer = self._timer, None
-        if timer is not None:
+        if timer is not None and self._pid == os.getpid():
             _libc.timer_delete(timer)
 
     def __del__(self) -> None:

@@ -9,7 +9,7 @@ its sisters fill the same area when the vCPU has not run yet.
 Without the capability the area is private memory and the vCPU loads and writes it back by ioctl around KVM_RUN.
 """
 
-from kvmpy.errors import RegisterValueError
+from kvmpy.errors import RegisterValueError, UsageError
 from kvmpy.x86.registers import (
     GENERAL_REGISTERS,
     SEGMENT_REGISTERS,
@@ -66,8 +66,9 @@ def _segment(index: int, name: str) -> property:
         return registers._read_segment(index * _SEGMENT_SIZE)
 
     def write(registers: "LiveSystemRegisters", value: Segment) -> None:
+        _check_segment(name, value)
         registers._sync.need_sregs()
-        registers._write_segment(index * _SEGMENT_SIZE, name, value)
+        registers._write_segment(index * _SEGMENT_SIZE, value)
         registers._sync.mark_sregs()
 
     return property(read, write, doc=f"{name.upper()} with its hidden part")
@@ -79,8 +80,9 @@ def _table(index: int, name: str) -> property:
         return registers._read_table(_TABLES + 16 * index)
 
     def write(registers: "LiveSystemRegisters", value: DescriptorTable) -> None:
+        _check_table(name, value)
         registers._sync.need_sregs()
-        registers._write_table(_TABLES + 16 * index, name, value)
+        registers._write_table(_TABLES + 16 * index, value)
         registers._sync.mark_sregs()
 
     return property(read, write, doc=f"{name.upper()}R: base and limit")
@@ -89,6 +91,25 @@ def _table(index: int, name: str) -> property:
 def _check(name: str, value: object, bits: int) -> None:
     if not isinstance(value, int) or not 0 <= value < 1 << bits:
         raise RegisterValueError(name, value, bits)
+
+
+def _check_segment(name: str, value: object) -> None:
+    if not isinstance(value, Segment):
+        raise UsageError(f"{name} takes a kvmpy.x86.registers.Segment, not {value!r}")
+    for field in Segment.__slots__:
+        _check(f"{name}.{field}", getattr(value, field), _SEGMENT_WIDTHS.get(field, 1))
+
+
+def _check_table(name: str, value: object) -> None:
+    if not isinstance(value, DescriptorTable):
+        raise UsageError(f"{name} takes a kvmpy.x86.registers.DescriptorTable, not {value!r}")
+    _check(f"{name}.base", value.base, 64)
+    _check(f"{name}.limit", value.limit, 16)
+
+
+def _check_interrupt(vector: object) -> None:
+    if vector is not None:
+        _check("interrupt", vector, 8)
 
 
 class LiveRegisters:
@@ -143,6 +164,10 @@ class LiveRegisters:
         for index, name in enumerate(GENERAL_REGISTERS):
             cells[index] = getattr(values, name)
         self._sync.mark_regs()
+
+    def drop(self) -> None:
+        """Let go of the vCPU's mapping: the vCPU is closed."""
+        self._cells.release()
 
     def __str__(self) -> str:
         return str(self.copy())
@@ -202,6 +227,7 @@ class LiveSystemRegisters:
 
     @interrupt.setter
     def interrupt(self, vector: int | None) -> None:
+        _check_interrupt(vector)
         self._sync.need_sregs()
         self._write_interrupt(vector)
         self._sync.mark_sregs()
@@ -220,13 +246,19 @@ class LiveSystemRegisters:
 
     def assign(self, values: SystemRegisters) -> None:
         """Take over all registers of `values`."""
+        # Everything is checked before anything is written.
         for name in _CONTROL_REGISTERS:
             _check(name, getattr(values, name), 64)
+        for name in SEGMENT_REGISTERS:
+            _check_segment(name, getattr(values, name))
+        _check_table("gdt", values.gdt)
+        _check_table("idt", values.idt)
+        _check_interrupt(values.interrupt)
         self._sync.will_write_sregs()
         for index, name in enumerate(SEGMENT_REGISTERS):
-            self._write_segment(index * _SEGMENT_SIZE, name, getattr(values, name))
-        self._write_table(_TABLES, "gdt", values.gdt)
-        self._write_table(_TABLES + 16, "idt", values.idt)
+            self._write_segment(index * _SEGMENT_SIZE, getattr(values, name))
+        self._write_table(_TABLES, values.gdt)
+        self._write_table(_TABLES + 16, values.idt)
         for index, name in enumerate(_CONTROL_REGISTERS):
             self._u64[_CONTROL // 8 + index] = getattr(values, name)
         self._write_interrupt(values.interrupt)
@@ -241,9 +273,7 @@ class LiveSystemRegisters:
             type=kind, present=present, dpl=dpl, db=db, s=s, l=long, g=g, avl=avl, unusable=unusable,
         )  # fmt: skip
 
-    def _write_segment(self, at: int, name: str, value: Segment) -> None:
-        for field in Segment.__slots__:
-            _check(f"{name}.{field}", getattr(value, field), _SEGMENT_WIDTHS.get(field, 1))
+    def _write_segment(self, at: int, value: Segment) -> None:
         self._u64[at // 8] = value.base
         self._u32[at // 4 + 2] = value.limit
         self._u16[at // 2 + 6] = value.selector
@@ -256,9 +286,7 @@ class LiveSystemRegisters:
     def _read_table(self, at: int) -> DescriptorTable:
         return DescriptorTable(self._u64[at // 8], self._u16[at // 2 + 4])
 
-    def _write_table(self, at: int, name: str, value: DescriptorTable) -> None:
-        _check(f"{name}.base", value.base, 64)
-        _check(f"{name}.limit", value.limit, 16)
+    def _write_table(self, at: int, value: DescriptorTable) -> None:
         self._u64[at // 8] = value.base
         self._u64[at // 8 + 1] = value.limit
 
@@ -269,10 +297,13 @@ class LiveSystemRegisters:
         return bits.bit_length() - 1 if bits else None
 
     def _write_interrupt(self, vector: int | None) -> None:
-        if vector is not None:
-            _check("interrupt", vector, 8)
         bits = 0 if vector is None else 1 << vector
         self._u8[_INTERRUPTS:SREGS_SIZE] = bits.to_bytes(32, "little")
+
+    def drop(self) -> None:
+        """Let go of the vCPU's mapping: the vCPU is closed."""
+        for view in (self._u8, self._u16, self._u32, self._u64):
+            view.release()
 
     def __str__(self) -> str:
         return str(self.copy())

@@ -1,6 +1,7 @@
 """Which registers of a vCPU are loaded, which are dirty, and when they travel (KVM API, section 6.12)."""
 
 from kvmpy.abi.ioctls import KVM_GET_REGS, KVM_GET_SREGS, KVM_SET_REGS, KVM_SET_SREGS
+from kvmpy.errors import ClosedError
 from kvmpy.kvm.run_page import DIRTY_REGS, REGS, SREGS, SYNC_REGS, SYNC_SREGS, VALID_REGS, RunPage
 from kvmpy.memory.region import host_address_of
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["RegisterSync"]
 
 _VALID, _DIRTY = VALID_REGS // 8, DIRTY_REGS // 8
+_SREGS_END = SREGS + 312
 
 
 class RegisterSync:
@@ -20,6 +22,7 @@ class RegisterSync:
     """
 
     __slots__ = (
+        "_attempt",
         "_check",
         "_regs_loaded",
         "_sregs_loaded",
@@ -35,7 +38,7 @@ class RegisterSync:
         self, page: RunPage, *, synced: bool, check: "Callable[[], None]", transfer: "Callable[[int, int], object]"
     ) -> None:
         self.synced = synced
-        self.area = page.u8 if synced else memoryview(bytearray(SREGS + 0x200))
+        self.area = page.u8 if synced else memoryview(bytearray(0x1000))
         self.address = host_address_of(self.area)
         self._u64 = self.area.cast("Q")
         self._check = check
@@ -43,6 +46,7 @@ class RegisterSync:
         self._regs_loaded = False
         self._sregs_loaded = False
         self._sregs_wanted = False
+        self._attempt = b""
         # From the first KVM_RUN on, the general registers are simply there.
         self._u64[_VALID] = SYNC_REGS
 
@@ -80,6 +84,7 @@ class RegisterSync:
     def mark_sregs(self) -> None:
         """The system registers in the area are complete and must reach the vCPU."""
         self._sregs_loaded = True
+        self._attempt = bytes(self.area[SREGS:_SREGS_END])  # see restore_refused
         self._u64[_DIRTY] |= SYNC_SREGS
         self._u64[_VALID] |= SYNC_SREGS  # should this happen inside a run loop, they stay current; see before_run
 
@@ -96,6 +101,14 @@ class RegisterSync:
             self._u64[_VALID] = SYNC_REGS
             self._sregs_loaded = False
 
+    def restore_refused(self) -> None:
+        """KVM_RUN refused the system registers, and copied the old ones over them: show again what was refused.
+
+        They stay dirty, so that the caller can put one right and run again.
+        """
+        self.area[SREGS:_SREGS_END] = self._attempt
+        self.mark_sregs()
+
     def flush(self) -> None:
         """Write dirty registers to the vCPU by ioctl, for whoever looks at it other than through KVM_RUN."""
         dirty = self._u64[_DIRTY]
@@ -108,3 +121,14 @@ class RegisterSync:
     def invalidate(self) -> None:
         """The vCPU's registers changed behind our back: load them again at the next look."""
         self._regs_loaded = self._sregs_loaded = False
+
+    def close(self, owner: str) -> None:
+        """Let go of the area and of the vCPU; a look at a register raises ClosedError from now on."""
+
+        def closed(*_: object) -> None:
+            raise ClosedError(f"{owner} was used after it was closed")
+
+        self._check = self._transfer = closed
+        self._u64.release()
+        if not self.synced:
+            self.area.release()

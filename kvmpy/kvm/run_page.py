@@ -2,7 +2,19 @@
 
 import mmap
 
-__all__ = ["EXIT_REASON", "IMMEDIATE_EXIT", "NO_EXIT", "PIO_DATA", "SYNC_REGS", "SYNC_SREGS", "RunPage"]
+from kvmpy.errors import ClosedError
+
+__all__ = [
+    "EXIT_REASON",
+    "IMMEDIATE_EXIT",
+    "NOT_FROM_THE_GUEST",
+    "NO_EXIT",
+    "PIO_DATA",
+    "SYNC_REGS",
+    "SYNC_SREGS",
+    "ClosedRunPage",
+    "RunPage",
+]
 
 # Offsets in bytes into struct kvm_run; kvmpy.abi.structs.run has the whole layout, and a test compares the two.
 IMMEDIATE_EXIT = 1
@@ -24,6 +36,12 @@ NO_EXIT = 0xFFFF_FFFF
 
 KVM sets the reason on every successful KVM_RUN, so no exit is lost or handled twice even when an exception (Ctrl-C, a
 handler's own) breaks in anywhere between KVM_RUN and the end of the handler.
+"""
+
+NOT_FROM_THE_GUEST = (NO_EXIT, 0, 10)
+"""What exit_reason may hold when KVM_RUN came back with an errno: nothing, KVM_EXIT_UNKNOWN, KVM_EXIT_INTR.
+
+Only an exception that broke in before the errno was seen leaves one of these behind; the guest is to be entered again.
 """
 
 SYNC_REGS, SYNC_SREGS = 1, 2  # KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS
@@ -87,9 +105,17 @@ class RunPage:
         return self.u16[FLAGS // 2]
 
     def drop(self) -> None:
-        """Let go of the mapping, which keeps the VM alive in the kernel. Exits that hold a piece keep it longer."""
-        self.u64.release()
-        self.u32.release()
-        self.u16.release()
-        empty = memoryview(b"")
-        self.u8 = self.u16 = self.u32 = self.u64 = empty
+        """Let go of the mapping, which keeps the VM alive in the kernel, and of the chance to answer exits."""
+        self.runs[0] += 1
+        for view in (self.u64, self.u32, self.u16, self.u8):
+            view.release()
+
+
+class ClosedRunPage:
+    """Stands in for the page of a closed vCPU: every use raises ClosedError."""
+
+    def __init__(self, owner: str) -> None:
+        self._owner = owner
+
+    def __getattr__(self, name: str) -> object:
+        raise ClosedError(f"{self._owner} was used after it was closed")

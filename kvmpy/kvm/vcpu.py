@@ -5,25 +5,39 @@ import errno
 import time
 from threading import current_thread, get_ident, main_thread
 
-from kvmpy._exit import Exit
+from kvmpy._exit import Answered, Exit
 from kvmpy.abi.ioctls import IOCTLS, KVM_RUN, Ioctl
-from kvmpy.errors import KvmError, UsageError, VcpuBusyError
+from kvmpy.errors import KvmError, VcpuBusyError
 from kvmpy.exits import FailEntry, Interrupted
 from kvmpy.kvm import kick
 from kvmpy.kvm.descriptor import raw_ioctl
 from kvmpy.kvm.exit_decoder import MEMORY_FAULT, decode
 from kvmpy.kvm.live_registers import LiveRegisters, LiveSystemRegisters
 from kvmpy.kvm.register_sync import RegisterSync
-from kvmpy.kvm.run_page import EXIT_REASON, IMMEDIATE_EXIT, NO_EXIT, REGS, SREGS, SYNC_SREGS, RunPage
-from kvmpy.kvm.vcpu_state import VcpuState
-from kvmpy.x86.registers import CpuState
+from kvmpy.kvm.run_page import (
+    EXIT_REASON,
+    IMMEDIATE_EXIT,
+    NO_EXIT,
+    NOT_FROM_THE_GUEST,
+    REGS,
+    SREGS,
+    SYNC_SREGS,
+    ClosedRunPage,
+    RunPage,
+)
+from kvmpy.kvm.vcpu_registers import VcpuRegisters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Protocol
 
     from kvmpy.kvm.vm import Vm
     from kvmpy.x86.entry_rules import Violation
+
+    class Attachment(Protocol):
+        def close(self) -> None: ...
+
 
 __all__ = ["Vcpu"]
 
@@ -33,11 +47,18 @@ HEARTBEAT = 0.05
 _SOON = 1e-6
 """Seconds: as short as a timer gets without being disarmed."""
 
-_UNSEEN_BY_REGISTERS = frozenset(("KVM_SET_CPUID", "KVM_SET_CPUID2", "KVM_SET_SIGNAL_MASK", "KVM_ENABLE_CAP"))
+_REASON = EXIT_REASON // 4
+
+_UNSEEN_BY_REGISTERS = frozenset(
+    ("KVM_SET_CPUID", "KVM_SET_CPUID2", "KVM_GET_CPUID2", "KVM_SET_SIGNAL_MASK", "KVM_ENABLE_CAP")
+)
 """Ioctls that may go ahead of dirty registers; CPUID must: it decides which CR4 bits KVM_SET_SREGS takes."""
 
+_CHANGE_REGISTERS = frozenset(("KVM_RUN", "KVM_INTERRUPT", "KVM_GET_MP_STATE"))
+"""Ioctls besides KVM_SET_* that change registers: the last two queue an interrupt, or act on a pending INIT or SIPI."""
 
-class Vcpu(VcpuState):
+
+class Vcpu(VcpuRegisters):
     """One virtual processor of a `Vm`; made by `Vm.create_vcpu`.
 
     `regs` and `sregs` are its registers; `run()` enters the guest and answers with the next exit; `exits()` does so
@@ -50,15 +71,22 @@ class Vcpu(VcpuState):
     kind = "vcpu"
 
     def __init__(self, fd: int, vm: "Vm", id: int, page_size: int, *, sync_regs: bool) -> None:
-        super().__init__(fd)
-        self.vm = vm
         self.id = id
-        self.page = RunPage(fd, page_size)
-        self._owner: dict[int, int] = {}  # {0: thread}: setdefault and pop are atomic, which is all the lock it takes
+        super().__init__(fd)
+        try:
+            self.page = RunPage(fd, page_size)
+        except BaseException:
+            super().close()
+            raise
+        self._vm = vm
+        self._owner: dict[int, int] = {}  # {0: thread}: setdefault is atomic, which is all the lock it takes
         self._tid = 0  # native id of the thread that signals reach
         self._timer: kick.KickTimer | None = None
         self._heartbeat = False
         self._kicked = False
+        self._attachments: list[Attachment] = []
+        """What else maps this vCPU's file descriptor, closed with it."""
+        self._backlog: tuple[Exit, ...] = ()  # exits that settle() met and that nobody has had yet
         self.last_exit: Exit | None = None
         self._sync = RegisterSync(self.page, synced=sync_regs, check=self._check_access, transfer=self._transfer)
         area = self._sync.area
@@ -71,79 +99,45 @@ class Vcpu(VcpuState):
         self.entry = (self._ioctl_fd, ctypes.c_ulong(KVM_RUN), ctypes.c_long(0))
 
     def close(self) -> None:
-        """Close the vCPU. Views of its registers are dead afterwards."""
+        """Close the vCPU; its registers and unanswered exits are dead afterwards.
+
+        Raises VcpuBusyError while another thread runs it.
+        """
+        if self.closed:
+            return
+        if not self._forked:
+            self.check_idle()
+        super().close()
+        # Everything that refers to the mapping or, in a circle, to this object goes now, not with the next collection:
+        # the mapping keeps the VM alive in the kernel, the VM object its memory.
         if self._timer is not None:
+            self.arm(0, 0)
             self._timer.delete()
             self._timer = None
-        if not self.closed:
-            self.page.drop()
-        super().close()
+        for attachment in self._attachments:
+            attachment.close()
+        self._attachments.clear()
+        self._regs.drop()
+        self._sregs.drop()
+        self._sync.close(repr(self))
+        self.enter = raw_ioctl
+        self.page.drop()
+        self.page = ClosedRunPage(repr(self))  # type: ignore[assignment]
+        self._vm = None
 
     def __repr__(self) -> str:
         return f"<Vcpu {self.id} {'closed' if self.closed else f'fd {self._fd}'}>"
 
-    # Registers
+    def attach(self, attachment: "Attachment") -> None:
+        """Have something closed with the vCPU, because it maps the vCPU's file descriptor."""
+        self._check_usable()
+        self._attachments.append(attachment)
 
-    @property
-    def regs(self) -> LiveRegisters:
-        """General registers, RIP and RFLAGS, live. Changes reach the vCPU with the next run."""
-        self._check_access()
-        return self._regs
-
-    @property
-    def sregs(self) -> LiveSystemRegisters:
-        """Segments, descriptor tables, control registers, EFER, APIC base, live."""
-        self._check_access()
-        return self._sregs
-
-    def cpu_state(self) -> CpuState:
-        """A plain copy of `regs` and `sregs`: what the entry rules and the modes of `kvmpy.x86` work on."""
-        return CpuState(self._regs.copy(), self._sregs.copy())
-
-    def set_cpu_state(self, state: CpuState) -> None:
-        """Take over all registers of `state`. On a processor other than the first, it is also made runnable."""
-        self._sregs.assign(state.sregs)
-        self._regs.assign(state.regs)
-        self._make_runnable()
-
-    def set_real_mode(self, entry: int = 0, **place: int) -> None:
-        """Start in real mode; parameters as `kvmpy.x86.modes.real_mode` (`entry`, or `segment=` and `offset=`)."""
-        from kvmpy.x86.modes import real_mode
-
-        self.set_cpu_state(real_mode(entry, **place))
-
-    def set_protected_mode(self, entry: int, *, bits: int = 32, stack: int | None = None, ring: int = 0) -> None:
-        """Start in flat protected mode without paging, `bits` 32 or 16; see `kvmpy.x86.modes.protected_mode`."""
-        from kvmpy.x86.modes import protected_mode
-
-        self.set_cpu_state(protected_mode(entry, bits=bits, stack=stack, ring=ring))
-
-    def set_long_mode(
-        self, entry: int, *, cr3: int | None = None, tables: int | None = None, stack: int | None = None, ring: int = 0
-    ) -> None:
-        """Start in 64-bit mode, in ring 0 or 3.
-
-        With `cr3`, the guest's own page tables are used, see `kvmpy.x86.modes.long_mode`. With `tables`, a
-        guest-physical scratch address, a GDT, a TSS and page tables that map all RAM one to one are written there, see
-        `kvmpy.x86.long_mode.prepare`.
-        """
-        if (cr3 is None) == (tables is None):
-            raise UsageError("set_long_mode needs cr3=, page tables of your own, or tables=, where to build some")
-        if cr3 is not None:
-            from kvmpy.x86.modes import long_mode
-
-            self.set_cpu_state(long_mode(entry, cr3, stack=stack, ring=ring))
-        else:
-            from kvmpy.x86.long_mode import prepare
-
-            self.set_cpu_state(prepare(self.vm.memory, entry=entry, tables=tables or 0, stack=stack, ring=ring))
-
-    def _make_runnable(self) -> None:
-        # With an in-kernel irqchip every processor but the first waits for INIT and SIPI (KVM API, section 4.38).
-        if self.id and self.vm.irqchip:
-            from kvmpy.abi.flags import KVM_MP_STATE_RUNNABLE
-
-            self.set_mp_state(KVM_MP_STATE_RUNNABLE)
+    def check_idle(self) -> None:
+        """Raise VcpuBusyError when another thread runs this vCPU."""
+        owner = self._owner.get(0)
+        if owner is not None and owner != get_ident():
+            raise VcpuBusyError(f"{self!r} is being run by another thread; stop or pause it first, or use kick()")
 
     # Running
 
@@ -156,23 +150,39 @@ class Vcpu(VcpuState):
         registers that were set break KVM's rules, VcpuBusyError when another thread runs this vCPU.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        self.claim()
+        thread = get_ident()
         try:
+            self.claim()
             page = self.page
-            if page.u32[EXIT_REASON // 4] == NO_EXIT:
+            reasons = page.u32
+            event: Exit | None = None
+            if self._backlog:
+                event = self.last_exit = self._backlog[0]
+                self._backlog = self._backlog[1:]
+                self._owner = {}
+                return event
+            if reasons[_REASON] in NOT_FROM_THE_GUEST:
+                if self._kicked:  # perhaps an exception broke in while the kick was being taken
+                    page.u8[IMMEDIATE_EXIT] = 1
                 self._arm(timeout)
                 page.runs[0] += 1
-            while page.u32[EXIT_REASON // 4] == NO_EXIT:
-                if self.enter(*self.entry) < 0:
-                    interruption = self._after_error(ctypes.get_errno(), deadline)
-                    page.u32[EXIT_REASON // 4] = NO_EXIT
-                    if interruption is not None:
-                        return interruption
-            event = self.last_exit = decode(page)
-            page.u32[EXIT_REASON // 4] = NO_EXIT  # delivered
-            return event
-        finally:
-            self.release()
+                reasons[_REASON] = NO_EXIT
+                while self.enter(*self.entry) < 0:
+                    event = self._after_error(ctypes.get_errno(), deadline)
+                    reasons[_REASON] = NO_EXIT
+                    if event is not None:
+                        break
+            if event is None:
+                event = self.last_exit = decode(page)
+        except BaseException:
+            if 0 in self._owner and self._owner[0] == thread:
+                self._owner = {}
+            raise
+        # From here to the caller nothing is called: CPython lets a signal handler break in only at calls and loops, so
+        # an exit that counts as delivered has reached the caller's variable.
+        reasons[_REASON] = NO_EXIT
+        self._owner = {}
+        return event
 
     def exits(self, timeout: float | None = None) -> "Iterator[Exit]":
         """Run the guest for ever, one exit after the other; `timeout` seconds for each. Leave the loop to stop."""
@@ -192,44 +202,53 @@ class Vcpu(VcpuState):
 
         After an `in` or an MMIO read the instruction completes only when KVM_RUN is entered again, and a wide access
         comes as several exits. Call this, having answered the last exit, before registers are read or saved.
-        `handle` gets each further exit; without it, reads give all ones.
+        `handle` gets each further exit (and one that has happened but was never delivered) and answers it. Without it
+        reads give all ones, and all exits but reads come again from the next `run()`.
         """
+        nested = self._owner.get(0) == get_ident()  # called by a handler in the midst of a run
         self.claim()
         try:
             page = self.page
-            while page.runs[0]:
-                page.u8[IMMEDIATE_EXIT] = 1
-                page.runs[0] += 1
-                if self.enter(*self.entry) < 0:
-                    number = ctypes.get_errno()
-                    page.u8[IMMEDIATE_EXIT] = self._kicked
-                    page.u32[EXIT_REASON // 4] = NO_EXIT
-                    if number not in (errno.EINTR, errno.EAGAIN):
-                        raise self._run_error(number)
-                    return
+            if page.u32[_REASON] in NOT_FROM_THE_GUEST:
+                page.u32[_REASON] = NO_EXIT
+            while True:
+                if page.u32[_REASON] == NO_EXIT:
+                    page.u8[IMMEDIATE_EXIT] = 1
+                    page.runs[0] += 1
+                    if self.enter(*self.entry) < 0:
+                        number = ctypes.get_errno()
+                        page.u8[IMMEDIATE_EXIT] = self._kicked
+                        page.u32[_REASON] = NO_EXIT
+                        if number not in (errno.EINTR, errno.EAGAIN):
+                            raise self._run_error(number)
+                        return
                 event = self.last_exit = decode(page)
-                page.u32[EXIT_REASON // 4] = NO_EXIT
                 if handle is not None:
                     handle(event)
+                elif not isinstance(event, Answered):
+                    self._backlog = (*self._backlog, event)
+                page.u32[_REASON] = NO_EXIT
         finally:
-            self.release()
+            if not nested:
+                self.release()
 
     # The protocol of a run, shared with the run loop of a Machine
 
     def claim(self) -> None:
         """Make the calling thread the one that runs this vCPU. Raises VcpuBusyError when there is another."""
-        thread = get_ident()
-        if self._owner.setdefault(0, thread) != thread:
-            raise VcpuBusyError(f"{self!r} is being run by another thread; stop or pause it first, or use kick()")
         self._check_usable()
+        thread = get_ident()
+        while self._owner.setdefault(0, thread) != thread:
+            self.check_idle()  # if that does not raise, it was released a moment ago
         tid = kick.prepare_thread()
         if tid != self._tid:
             self._adopt(tid)
         self._sync.before_run()
 
     def release(self) -> None:
-        """Let other threads use the vCPU again."""
-        self._owner.pop(0, None)
+        """Let other threads use the vCPU again. Nothing happens in a thread that has not claimed it."""
+        if self._owner.get(0) == get_ident():
+            self._owner = {}
 
     def _adopt(self, tid: int) -> None:
         """The first run in this thread: direct the signals here."""
@@ -242,9 +261,19 @@ class Vcpu(VcpuState):
         self._heartbeat = False
 
     def arm(self, first: float, interval: float) -> None:
-        """Have KVM_RUN interrupted in `first` seconds, then every `interval` seconds."""
-        if self._timer is not None:
-            self._timer.arm(first, interval)
+        """Have KVM_RUN interrupted in `first` seconds, then every `interval` seconds (`first` 0: not any more)."""
+        timer = self._timer
+        if timer is None:
+            return
+        # A signal that the timer has already sent stays pending and would end the next KVM_RUN; what is more, since
+        # Linux 6.13 sigtimedwait does not find it any more once the timer is set anew. So: stop, sweep, start.
+        self._heartbeat = False
+        timer.arm(0)
+        if kick.drain() is kick.SENT:
+            self._kicked = True
+            self.page.u8[IMMEDIATE_EXIT] = 1
+        if first:
+            timer.arm(first, interval)
             self._heartbeat = interval == HEARTBEAT
 
     def _arm(self, timeout: float | None) -> None:
@@ -260,11 +289,18 @@ class Vcpu(VcpuState):
     def _after_error(self, number: int, deadline: float | None) -> Exit | None:
         """KVM_RUN came back with an errno: the exit that this is, or None to enter again."""
         if number == errno.EINTR:
-            kicked = self.take_kick()
-            left = 1.0 if deadline is None else deadline - time.monotonic()
-            if left < HEARTBEAT and not kicked:
+            self.page.u8[IMMEDIATE_EXIT] = 0  # before the request is read: a kick from now on stays visible
+            only_ticks = kick.drain() is kick.TICKED
+            left = HEARTBEAT if deadline is None else deadline - time.monotonic()
+            if 0 < left < HEARTBEAT and self._heartbeat:
                 self.arm(max(left, _SOON), HEARTBEAT)  # the next tick shall be the deadline
-            return Interrupted(left <= 0) if kicked or left <= 0 else None
+            by_kick, by_timeout = Interrupted(), Interrupted(True)
+            # Nothing is called from here on: see the end of run().
+            kicked = self._kicked or not only_ticks
+            self._kicked = False
+            if kicked:
+                return by_kick
+            return by_timeout if left <= 0 else None
         if number == errno.EAGAIN:  # a processor that waited for INIT or SIPI got one: KVM asks to be entered again
             return None
         return self.failed_run(number)
@@ -278,39 +314,35 @@ class Vcpu(VcpuState):
     def take_kick(self) -> bool:
         """After EINTR: forget kicks and pending signals. False when it was only the timer that ticked."""
         self.page.u8[IMMEDIATE_EXIT] = 0  # before the request is read: a kick from now on stays visible
-        kicked, self._kicked = self._kicked, False
-        ticked = kick.drain()
-        return kicked or not ticked
+        only_ticks = kick.drain() is kick.TICKED
+        kicked = self._kicked
+        self._kicked = False
+        return kicked or not only_ticks
 
     def _run_error(self, number: int) -> KvmError:
-        self.page.u32[EXIT_REASON // 4] = NO_EXIT
+        self.page.u32[_REASON] = NO_EXIT
         if number == errno.EINVAL and self._sync.dirty & SYNC_SREGS:
-            return self._refused("KVM_SET_SREGS (by KVM_RUN)", number)
+            from kvmpy.kvm.entry_refusal import refused_sregs
+
+            self._sync.restore_refused()
+            return refused_sregs(self, "KVM_SET_SREGS (by KVM_RUN)", number)
         return self._error(IOCTLS["KVM_RUN"], number)
 
-    def _refused(self, name: str, number: int) -> KvmError:
-        from kvmpy.errors import EntryRefusedError
-        from kvmpy.kvm.advice import advice_for
-        from kvmpy.x86.entry_rules import violations
-
-        broken = violations(self.cpu_state())
-        if broken:
-            return EntryRefusedError(name, number, broken)
-        return KvmError(name, number, advice_for("KVM_SET_SREGS", number))
-
     def explain_entry_failure(self, failure: FailEntry) -> "list[Violation]":
-        """The VM-entry rules that the present registers break, after a `FailEntry` exit."""
-        from kvmpy.x86.entry_rules import violations
+        """The rules behind a `FailEntry` exit: those of the processor's maker that the present registers break.
 
-        return violations(self.cpu_state())
+        An empty list means that the cause lies in a field that only KVM writes.
+        """
+        from kvmpy.kvm.entry_refusal import explain_entry_failure
+
+        return explain_entry_failure(self, failure)
 
     # Ioctls
 
     def _check_access(self) -> None:
-        owner = self._owner.get(0)
-        if owner is not None and owner != get_ident():
-            raise VcpuBusyError(f"{self!r} is being run by another thread; stop or pause it first, or use kick()")
         self._check_usable()
+        if self._owner:
+            self.check_idle()
 
     def _transfer(self, request: int, address: int) -> None:
         """A register ioctl of the sync area."""
@@ -318,7 +350,9 @@ class Vcpu(VcpuState):
             number = ctypes.get_errno()
             entry = next(entry for entry in IOCTLS.values() if entry.number == request)
             if number == errno.EINVAL and entry.name == "KVM_SET_SREGS":
-                raise self._refused(entry.name, number)
+                from kvmpy.kvm.entry_refusal import refused_sregs
+
+                raise refused_sregs(self, entry.name, number)
             raise self._error(entry, number)
 
     def _call(self, entry: Ioctl, argument: int) -> int:
@@ -326,7 +360,7 @@ class Vcpu(VcpuState):
         if self._sync.dirty and entry.name not in _UNSEEN_BY_REGISTERS:
             self._sync.flush()
         answer = super()._call(entry, argument)
-        if entry.name not in _UNSEEN_BY_REGISTERS and ("_SET_" in entry.name or entry.name == "KVM_RUN"):
+        if ("_SET_" in entry.name and entry.name not in _UNSEEN_BY_REGISTERS) or entry.name in _CHANGE_REGISTERS:
             self._sync.invalidate()
         return answer
 

@@ -3,7 +3,9 @@
 Structures are the kernel's, as ctypes classes from `kvmpy.abi.structs`: get one, change a field, set it.
 """
 
-from kvmpy.errors import KvmError, UsageError
+import errno
+
+from kvmpy.errors import ClosedError, KvmError, RegisterValueError, UsageError
 from kvmpy.kvm.descriptor import Descriptor
 
 TYPE_CHECKING = False
@@ -20,18 +22,37 @@ if TYPE_CHECKING:
         kvm_translation,
         kvm_xcrs,
     )
+    from kvmpy.kvm.run_page import RunPage
     from kvmpy.kvm.statistics import Statistics
     from kvmpy.kvm.vm import Vm
     from kvmpy.x86.cpuid import CpuidTable
 
 __all__ = ["VcpuState"]
 
+_MSRS_AT_ONCE = 255  # MAX_IO_MSRS is 256, and KVM answers E2BIG from there on
+
+
+def _fits(what: str, value: int, bits: int) -> int:
+    """`value`, if it is an unsigned number of so many bits: ctypes would cut off the rest without a word."""
+    if not isinstance(value, int) or not 0 <= value < 1 << bits:
+        raise RegisterValueError(what, value, bits)
+    return value
+
 
 class VcpuState(Descriptor):
     """The get and set ioctls of a vCPU. Mixed into `Vcpu`."""
 
-    vm: "Vm"
+    _vm: "Vm | None" = None
     id: int
+    page: "RunPage"
+
+    @property
+    def vm(self) -> "Vm":
+        """The VM that this vCPU belongs to. Raises ClosedError after close."""
+        vm = self._vm
+        if vm is None:
+            raise ClosedError(f"{self!r} was used after it was closed")
+        return vm
 
     def _get(self, ioctl: str) -> "Any":
         """Call an ioctl that fills a structure, and answer the structure."""
@@ -108,25 +129,36 @@ class VcpuState(Descriptor):
         from kvmpy.abi.structs import kvm_msrs, sized
 
         wanted = list(indices)
-        table = sized(kvm_msrs, len(wanted))(nmsrs=len(wanted))
-        for entry, index in zip(table.entries, wanted, strict=True):
-            entry.index = index
-        done = self.ioctl("KVM_GET_MSRS", table)
-        if done < len(wanted):
-            raise KvmError("KVM_GET_MSRS", 22, f"MSR {wanted[done]:#x} is not one that KVM lets user space read here")
-        return {entry.index: entry.data for entry in table.entries}
+        values: dict[int, int] = {}
+        for start in range(0, len(wanted), _MSRS_AT_ONCE):
+            part = wanted[start : start + _MSRS_AT_ONCE]
+            table = sized(kvm_msrs, len(part))(nmsrs=len(part))
+            for entry, index in zip(table.entries, part, strict=True):
+                entry.index = _fits("MSR number", index, 32)
+            done = self.ioctl("KVM_GET_MSRS", table)
+            if done < len(part):
+                raise KvmError(
+                    "KVM_GET_MSRS", errno.EINVAL, f"MSR {part[done]:#x} is not one that KVM lets user space read here"
+                )
+            values.update((entry.index, entry.data) for entry in table.entries)
+        return values
 
     def set_msrs(self, values: "Mapping[int, int]") -> None:
         """Set MSRs, in the mapping's order (section 4.19). Raises KvmError naming the first that KVM refuses."""
         from kvmpy.abi.structs import kvm_msrs, sized
 
-        table = sized(kvm_msrs, len(values))(nmsrs=len(values))
-        for entry, (index, value) in zip(table.entries, values.items(), strict=True):
-            entry.index, entry.data = index, value
-        done = self.ioctl("KVM_SET_MSRS", table)
-        if done < len(values):
-            index, value = list(values.items())[done]
-            raise KvmError("KVM_SET_MSRS", 22, f"MSR {index:#x} does not take {value:#x} (set CPUID before MSRs)")
+        wanted = [(_fits("MSR number", index, 32), _fits(f"MSR {index:#x}", values[index], 64)) for index in values]
+        for start in range(0, len(wanted), _MSRS_AT_ONCE):
+            part = wanted[start : start + _MSRS_AT_ONCE]
+            table = sized(kvm_msrs, len(part))(nmsrs=len(part))
+            for entry, (index, value) in zip(table.entries, part, strict=True):
+                entry.index, entry.data = index, value
+            done = self.ioctl("KVM_SET_MSRS", table)
+            if done < len(part):
+                index, value = part[done]
+                raise KvmError(
+                    "KVM_SET_MSRS", errno.EINVAL, f"MSR {index:#x} does not take {value:#x} (set CPUID before MSRs)"
+                )
 
     def get_msr(self, index: int) -> int:
         """One MSR."""
@@ -148,9 +180,9 @@ class VcpuState(Descriptor):
         """Have the guest take exception `vector` when it runs next, as if its next instruction had caused it."""
         events = self.get_events()
         events.exception.injected = 1
-        events.exception.nr = vector
+        events.exception.nr = _fits("exception vector", vector, 5)
         events.exception.has_error_code = error_code is not None
-        events.exception.error_code = error_code or 0
+        events.exception.error_code = _fits("error code", error_code or 0, 32)
         self.set_events(events)
 
     # CPUID
@@ -172,7 +204,7 @@ class VcpuState(Descriptor):
         try:
             self.ioctl("KVM_SET_CPUID2", to_struct(table))
         except KvmError as error:
-            if getattr(self, "has_run", False):
+            if self.page.runs[0]:
                 raise UsageError(
                     "CPUID cannot change after the vCPU has run; set it right after create_vcpu"
                 ) from error
@@ -196,7 +228,7 @@ class VcpuState(Descriptor):
         """Set the multiprocessing state (section 4.39)."""
         from kvmpy.abi.structs import kvm_mp_state
 
-        self.ioctl("KVM_SET_MP_STATE", kvm_mp_state(mp_state=state))
+        self.ioctl("KVM_SET_MP_STATE", kvm_mp_state(mp_state=_fits("MP state", state, 32)))
 
     def interrupt(self, vector: int) -> None:
         """Queue hardware interrupt `vector` (KVM_INTERRUPT, section 4.16), without an in-kernel irqchip.
@@ -205,7 +237,7 @@ class VcpuState(Descriptor):
         """
         from kvmpy.abi.structs import kvm_interrupt
 
-        self.ioctl("KVM_INTERRUPT", kvm_interrupt(irq=vector))
+        self.ioctl("KVM_INTERRUPT", kvm_interrupt(irq=_fits("interrupt vector", vector, 8)))
 
     def nmi(self) -> None:
         """Send a non-maskable interrupt (section 4.64)."""
@@ -240,7 +272,7 @@ class VcpuState(Descriptor):
         """
         from kvmpy.abi.structs import kvm_translation
 
-        translation = kvm_translation(linear_address=virtual_address)
+        translation = kvm_translation(linear_address=_fits("virtual address", virtual_address, 64))
         self.ioctl("KVM_TRANSLATE", translation)
         return translation
 

@@ -42,7 +42,13 @@ class Vm(VmMemory, VmInterrupts, VmNotification):
         self._capabilities: dict[int, int] = {}
 
     def close(self) -> None:
-        """Close the VM, its vCPUs and its in-kernel devices. Views of guest memory stay valid."""
+        """Close the VM, its vCPUs and its in-kernel devices. Views of guest memory stay valid.
+
+        Raises VcpuBusyError, and closes nothing, while another thread runs one of its vCPUs.
+        """
+        if not self._forked:
+            for vcpu in self.vcpus:
+                vcpu.check_idle()
         for vcpu in self.vcpus:
             vcpu.close()
         for reference in self._devices:
@@ -68,7 +74,8 @@ class Vm(VmMemory, VmInterrupts, VmNotification):
         if not 0 <= id < 1 << 31 or (id and id >= self.kvm.max_vcpu_id):
             raise UsageError(f"vCPU id {id} is out of range: this host's KVM takes 0 to {self.kvm.max_vcpu_id - 1}")
         synced = sync_regs and self.check_extension(_CAP_SYNC_REGS) & 3 == _SYNC_X86_REGS_AND_SREGS
-        vcpu = Vcpu(self.ioctl("KVM_CREATE_VCPU", id), self, id, self._vcpu_mmap_size, sync_regs=synced)
+        fd = self.ioctl("KVM_CREATE_VCPU", id)
+        vcpu = Vcpu(fd, self, id, self._vcpu_mmap_size, sync_regs=synced)
         self.vcpus = (*self.vcpus, vcpu)
         return vcpu
 
@@ -80,6 +87,7 @@ class Vm(VmMemory, VmInterrupts, VmNotification):
 
     def check_extension(self, capability: "Cap | int") -> int:
         """What this VM has of a capability (section 4.4). The answer is kept: it does not change."""
+        self._check_usable()
         number = int(capability)
         answer = self._capabilities.get(number)
         if answer is None:

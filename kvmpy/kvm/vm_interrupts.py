@@ -124,8 +124,7 @@ class VmInterrupts(Descriptor):
         request = kvm_irq_level(level=level)
         request.irq = gsi
         self.ioctl("KVM_IRQ_LINE_STATUS", request)
-        status = int(request.status)
-        return status - (1 << 32) if status >> 31 else status
+        return int(request.status)
 
     def signal_msi(self, address: int, data: int) -> bool:
         """Send a message-signalled interrupt; False when the guest blocked it (KVM_SIGNAL_MSI, section 4.70)."""

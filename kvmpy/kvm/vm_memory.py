@@ -204,6 +204,8 @@ class VmMemory(Descriptor):
         from kvmpy.abi.capabilities import Cap
         from kvmpy.kvm.capability import enable_cap
 
+        if self.vcpus:
+            raise UsageError("enable_dirty_ring() must come before the first create_vcpu()")
         enable_cap(self, Cap.DIRTY_LOG_RING, (size,), 0)
         self.dirty_ring_size = size
 

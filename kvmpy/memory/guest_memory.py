@@ -99,9 +99,10 @@ class GuestMemory:
             done += len(piece)
 
     def fill(self, address: int, length: int, byte: int = 0) -> None:
-        """Set `length` bytes to `byte`."""
+        """Set `length` bytes to `byte`, 0 to 0xff; ValueError for others."""
+        bytes((byte,))
         for piece in self._pieces(address, length):
-            ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(piece)), byte & 0xFF, len(piece))
+            ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(piece)), byte, len(piece))
 
     def _pieces(self, address: int, length: int, *, writable: bool = True) -> list[memoryview]:
         """Views of all regions that the range touches: the whole list, before anything is written."""
@@ -177,11 +178,20 @@ class GuestMemory:
 
     def read_cstring(self, address: int, limit: int = 0x1000) -> bytes:
         """The bytes from `address` up to a zero byte, without it; `limit` bytes at the most, and never past RAM."""
-        region = self.region_at(address)
-        if region is None:
-            raise self._outside(address, 1)
-        text = self.read(address, min(limit, region.end - address))
-        return text.partition(b"\0")[0]
+        text = bytearray()
+        while (left := limit - len(text)) > 0:
+            region = self.region_at(address + len(text))
+            if region is None:
+                if not text:
+                    raise self._outside(address, 1)
+                break
+            start = address + len(text) - region.address
+            piece = region.buffer[start : start + left].tobytes()
+            end = piece.find(b"\0")
+            if end >= 0:
+                return bytes(text) + piece[:end]
+            text += piece
+        return bytes(text)
 
     # Host addresses
 

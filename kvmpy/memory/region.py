@@ -4,7 +4,7 @@ import ctypes
 import mmap
 import os
 
-from kvmpy.errors import UsageError
+from kvmpy.errors import KvmError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +56,12 @@ class MemoryRegion:
         """
         check_range(address, size)
         slack = HUGE_PAGE if size >= HUGE_PAGE else 0
-        mapping = mmap.mmap(-1, size + slack, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+        try:
+            mapping = mmap.mmap(-1, size + slack, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+        except OverflowError:
+            raise UsageError(f"guest memory of {size:#x} bytes: no process has room for that") from None
+        except OSError as error:
+            raise KvmError("mmap", error.errno or 0, f"no room for guest memory of {size:#x} bytes") from None
         skip = (address - host_address_of(mapping)) % HUGE_PAGE if slack else 0
         if huge_pages:
             mapping.madvise(mmap.MADV_HUGEPAGE)
@@ -72,7 +77,7 @@ class MemoryRegion:
         Raises UsageError when the file is shorter: touching a page behind its end would kill the process (SIGBUS).
         """
         check_range(address, size)
-        if offset % PAGE:
+        if offset % PAGE or offset < 0:
             raise UsageError(f"offset {offset:#x} in the file is not a multiple of the page size {PAGE:#x}")
         length = os.fstat(file).st_size
         if offset + size > length:
@@ -108,7 +113,7 @@ def check_range(address: int, size: int) -> None:
     """KVM_SET_USER_MEMORY_REGION's rules for a slot (KVM API, section 4.35), before the kernel says only EINVAL."""
     if size <= 0:
         raise UsageError(f"guest memory of {size} bytes: the size must be positive")
-    if address < 0 or address + size > 1 << 64:
+    if address < 0 or address + size >= 1 << 64:  # KVM takes an end of exactly 2^64 for a wrap
         raise UsageError(f"guest memory {address:#x}..{address + size - 1:#x} does not fit 64-bit addresses")
     if address % PAGE or size % PAGE:
         raise UsageError(

@@ -1,0 +1,81 @@
+"""The registers of a vCPU, and the states that it can start in."""
+
+from kvmpy.errors import UsageError
+from kvmpy.kvm.live_registers import LiveRegisters, LiveSystemRegisters
+from kvmpy.kvm.vcpu_state import VcpuState
+from kvmpy.x86.registers import CpuState
+
+__all__ = ["VcpuRegisters"]
+
+
+class VcpuRegisters(VcpuState):
+    """Live registers and entry states. Mixed into `Vcpu`."""
+
+    _regs: LiveRegisters
+    _sregs: LiveSystemRegisters
+
+    def _check_access(self) -> None:
+        """Raise unless the calling thread may use the vCPU now."""
+        raise NotImplementedError
+
+    @property
+    def regs(self) -> LiveRegisters:
+        """General registers, RIP and RFLAGS, live. Changes reach the vCPU with the next run."""
+        self._check_access()
+        return self._regs
+
+    @property
+    def sregs(self) -> LiveSystemRegisters:
+        """Segments, descriptor tables, control registers, EFER, APIC base, live."""
+        self._check_access()
+        return self._sregs
+
+    def cpu_state(self) -> CpuState:
+        """A plain copy of `regs` and `sregs`: what the entry rules and the modes of `kvmpy.x86` work on."""
+        return CpuState(self._regs.copy(), self._sregs.copy())
+
+    def set_cpu_state(self, state: CpuState) -> None:
+        """Take over all registers of `state`. On a processor other than the first, it is also made runnable."""
+        self._sregs.assign(state.sregs)
+        self._regs.assign(state.regs)
+        self._make_runnable()
+
+    def set_real_mode(self, entry: int = 0, **place: int) -> None:
+        """Start in real mode; parameters as `kvmpy.x86.modes.real_mode` (`entry`, or `segment=` and `offset=`)."""
+        from kvmpy.x86.modes import real_mode
+
+        self.set_cpu_state(real_mode(entry, **place))
+
+    def set_protected_mode(self, entry: int, *, bits: int = 32, stack: int | None = None, ring: int = 0) -> None:
+        """Start in flat protected mode without paging, `bits` 32 or 16; see `kvmpy.x86.modes.protected_mode`."""
+        from kvmpy.x86.modes import protected_mode
+
+        self.set_cpu_state(protected_mode(entry, bits=bits, stack=stack, ring=ring))
+
+    def set_long_mode(
+        self, entry: int, *, cr3: int | None = None, tables: int | None = None, stack: int | None = None, ring: int = 0
+    ) -> None:
+        """Start in 64-bit mode, in ring 0 or 3.
+
+        With `cr3`, the guest's own page tables are used, see `kvmpy.x86.modes.long_mode`. With `tables`, a
+        guest-physical scratch address, a GDT, a TSS and page tables that map all RAM one to one are written there, see
+        `kvmpy.x86.long_mode.prepare`.
+        """
+        if (cr3 is None) == (tables is None):
+            raise UsageError("set_long_mode needs cr3=, page tables of your own, or tables=, where to build some")
+        if cr3 is not None:
+            from kvmpy.x86.modes import long_mode
+
+            self.set_cpu_state(long_mode(entry, cr3, stack=stack, ring=ring))
+        else:
+            from kvmpy.x86.long_mode import prepare
+
+            self.set_cpu_state(prepare(self.vm.memory, entry=entry, tables=tables or 0, stack=stack, ring=ring))
+
+    def _make_runnable(self) -> None:
+        # With an in-kernel irqchip every processor but the first waits for INIT and SIPI, and a halted one for an
+        # interrupt, inside KVM (KVM API, section 4.38).
+        if self.vm.irqchip:
+            from kvmpy.abi.flags import KVM_MP_STATE_RUNNABLE
+
+            self.set_mp_state(KVM_MP_STATE_RUNNABLE)
