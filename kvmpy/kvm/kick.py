@@ -9,7 +9,7 @@ involved. `immediate_exit` in kvm_run (KVM API, chapter 5) does the same for a k
 import ctypes
 import os
 import signal
-import threading
+from _thread import _local, get_native_id  # threading itself costs 3 ms of `import kvmpy`
 
 from kvmpy.errors import KvmError
 
@@ -21,6 +21,7 @@ __all__ = [
     "KickTimer",
     "SignalMask",
     "drain",
+    "in_main_thread",
     "mask_in_guest",
     "prepare_thread",
     "send",
@@ -35,7 +36,7 @@ _SYS_TGKILL = 234  # x86-64
 _CLOCK_MONOTONIC = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_this_thread = threading.local()
+_this_thread = _local()
 
 
 class SignalMask(ctypes.Structure):
@@ -70,13 +71,18 @@ class _Itimerspec(ctypes.Structure):
 def prepare_thread() -> int:
     """Block the kick signal in the calling thread, once, and answer the thread's native id."""
     tid: int | None = getattr(_this_thread, "tid", None)
-    if tid is None or _this_thread.pid != os.getpid():
+    if tid is None or _this_thread.pid != os.getpid():  # the copy of this thread in a child has another id
         signal.pthread_sigmask(signal.SIG_BLOCK, [KICK_SIGNAL])
         _survive_unblocking()
-        tid = threading.get_native_id()
+        tid = get_native_id()
         _this_thread.pid = os.getpid()
         _this_thread.tid = tid
     return tid
+
+
+def in_main_thread() -> bool:
+    """Whether this is the thread in which Python handles signals: Linux numbers it like the process."""
+    return prepare_thread() == os.getpid()
 
 
 def _survive_unblocking() -> None:
@@ -129,7 +135,7 @@ class KickTimer:
 
     def __init__(self) -> None:
         self._pid = os.getpid()
-        event = _Sigevent(signo=int(KICK_SIGNAL), notify=_SIGEV_THREAD_ID, thread=threading.get_native_id())
+        event = _Sigevent(signo=int(KICK_SIGNAL), notify=_SIGEV_THREAD_ID, thread=get_native_id())
         self._timer: ctypes.c_void_p | None = ctypes.c_void_p()
         if _libc.timer_create(_CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)):
             self._timer = None

@@ -3,7 +3,7 @@
 import ctypes
 import errno
 import time
-from threading import current_thread, get_ident, main_thread
+from _thread import get_ident
 
 from kvmpy._exit import Answered, Exit
 from kvmpy.abi.ioctls import IOCTLS, KVM_RUN, Ioctl
@@ -278,7 +278,7 @@ class Vcpu(VcpuRegisters):
 
     def _arm(self, timeout: float | None) -> None:
         """Set the timer for a run: the timeout, and in the main thread the heartbeat, which then goes on."""
-        if current_thread() is main_thread():
+        if kick.in_main_thread():
             if timeout is not None and timeout < HEARTBEAT:
                 self.arm(max(timeout, _SOON), HEARTBEAT)
             elif not self._heartbeat:
