@@ -9,7 +9,7 @@ import ctypes
 
 from kvmpy.errors import HandlerResultError
 from kvmpy.kvm.exit_decoder import decode
-from kvmpy.kvm.run_page import EXIT_REASON, NO_EXIT
+from kvmpy.kvm.run_page import EXIT_REASON, NO_EXIT, NOT_FROM_THE_GUEST
 from kvmpy.kvm.vcpu import Vcpu
 from kvmpy.machine.bus import Bus
 
@@ -73,7 +73,7 @@ class RunLoop:
         outs, ins, mmio = self._outs, self._ins, self._mmio
         buses_now = self._forget_old_handlers
         buses_now()
-        pending = u32[2] != NO_EXIT
+        pending = u32[2] not in NOT_FROM_THE_GUEST  # an exit whose handler raised, in an earlier run
         while True:
             if pending:
                 pending = False
@@ -124,6 +124,7 @@ class RunLoop:
                 self._memory()
             else:
                 self.other_exits[reason] = self.other_exits.get(reason, 0) + 1
+                page.runs[0] += 1  # replies to exits before this one come too late
                 if self._other(decode(page)):
                     u32[2] = NO_EXIT
                     return
