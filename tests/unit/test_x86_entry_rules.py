@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from entry_rule_breaks import BREAKS, GOOD_STATES, Break, Bytes, long, pae, protected, real, segment, sets
 from kvmpy.errors import EntryRefusedError
 from kvmpy.x86.entry_rules import AMDV, KVM, OUT_OF_REACH, RULES, VTX, ProcessorLimits, violations
-from kvmpy.x86.flags import Cr0, Efer
+from kvmpy.x86.flags import Cr0, Cr4, Efer
 from kvmpy.x86.registers import CpuState, Segment
 
 
@@ -146,6 +146,15 @@ def test_lam_bits_of_cr3_are_allowed_where_the_processor_has_lam() -> None:
     state.sregs.cr3 |= 3 << 61
     assert violations(state) == []
     assert ids(state, sets=(KVM, VTX), processor=ProcessorLimits(lam=False)) == {"kvm.long_mode.cr3", "vtx.cr3.width"}
+
+
+def test_limits_given_as_flags_forbid_bits_without_a_name_too() -> None:
+    limits = ProcessorLimits(cr4=Cr4.PAE, efer=Efer.NXE)
+    state = real()
+    sets(cr4=1 << 63)(state)
+    assert ids(state, sets=(KVM,), processor=limits) == {"kvm.cr4.bits"}
+    sets(cr4=0, efer=1 << 1)(state)
+    assert ids(state, sets=(KVM,), processor=limits) == {"kvm.efer.bits"}
 
 
 def test_an_interrupt_may_be_injected_with_interrupts_enabled() -> None:

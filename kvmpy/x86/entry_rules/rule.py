@@ -77,6 +77,11 @@ class ProcessorLimits:
     lam: bool = True
     unrestricted_guest: bool = True
 
+    def __post_init__(self) -> None:
+        # The complement of a flag value has only the bits with a name: as such, unknown bits would pass all rules.
+        object.__setattr__(self, "cr4", int(self.cr4))
+        object.__setattr__(self, "efer", int(self.efer))
+
 
 @dataclass(frozen=True, slots=True)
 class EntryState:
