@@ -18,10 +18,8 @@ def refused_sregs(vcpu: "Vcpu", ioctl: str, number: int) -> KvmError:
     from kvmpy.x86.entry_rules import KVM, violations
 
     state = vcpu.cpu_state()
-    # What no KVM takes, or else what the CPUID of this vCPU does not allow.
-    broken = violations(state, sets=(KVM,))
-    if not broken:
-        broken = violations(state, sets=(KVM,), processor=limits_of(vcpu.get_cpuid()))
+    # All of them: which one KVM minded it does not say, and some (EFER's bits) not every kernel minds.
+    broken = violations(state, sets=(KVM,), processor=limits_of(vcpu.get_cpuid()))
     if broken:
         return EntryRefusedError(ioctl, number, broken)
     return KvmError(ioctl, number, advice_for("KVM_SET_SREGS", number))
