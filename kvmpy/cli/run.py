@@ -1,8 +1,8 @@
 """Run a guest: a flat binary, an ELF file (told by its first bytes), or with --firmware a ROM image.
 
-The machine is a small PC: COM1 (0x3F8) and the debug consoles (ports 0xE9 and 0x402) write to standard output, COM1
-reads standard input; there are POST port 0x80, keyboard controller, CMOS clock, KVM's interrupt controllers and timer,
-and a debug-exit port at 0xF4. A firmware image also gets a PCI host bridge and QEMU's fw_cfg.
+The machine is a small PC: COM1 (0x3F8) and the debug console (port 0xE9) write to standard output, COM1 reads standard
+input; there are POST port 0x80, keyboard controller, CMOS clock, KVM's interrupt controllers and timer, and a
+debug-exit port at 0xF4. A firmware image also gets a PCI host bridge and QEMU's fw_cfg.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import os
 import stat
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from kvmpy.cli.quantities import address, count, seconds, size
@@ -105,7 +104,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     report = parser.add_argument_group("what is said")
     report.add_argument(
         "--debug-console", metavar="FILE",
-        help="write what comes from ports 0xE9 and 0x402 there instead of to standard output; - is standard error",
+        help="write what comes from port 0xE9 there instead of to standard output, and also listen at 0x402, where "
+        "firmware writes its log; - is standard error",
     )  # fmt: skip
     report.add_argument(
         "--json", nargs="?", const="-", metavar="FILE",
@@ -214,15 +214,16 @@ def _plug_in_devices(machine: Machine, args: argparse.Namespace, stack: contextl
     from kvmpy.devices import I8042, Cmos, DebugConsole, DebugExit, FwCfg, PciHostBridge, PostPort, Uart16550
 
     debug_sink: Any = _to_standard_output
-    if args.debug_console == "-":
+    if args.debug_console is not None:
         debug_sink = sys.stderr.buffer
-    elif args.debug_console is not None:
-        debug_sink = stack.enter_context(Path(args.debug_console).open("wb"))
+        if args.debug_console != "-":
+            debug_sink = stack.enter_context(open(args.debug_console, "wb"))  # noqa: SIM115
+        # Not by default: what SeaBIOS says on COM1 it says here too, and the two would be mixed.
+        machine.add(DebugConsole(0x402, sink=debug_sink))
     below = sum(region.size for region in machine.memory.regions if region.end <= 1 << 32)
     above = args.memory - below
     serial = machine.add(Uart16550(sink=_to_standard_output))
     machine.add(DebugConsole(0xE9, sink=debug_sink))
-    machine.add(DebugConsole(0x402, sink=debug_sink))
     machine.add(PostPort())
     machine.add(DebugExit())
     machine.add(I8042())
