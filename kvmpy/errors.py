@@ -18,7 +18,8 @@ The tree says whose fault it is::
     │   ├── KvmVersionError          the kernel speaks another KVM API version
     │   ├── CapabilityError          this host's KVM lacks a feature
     │   └── EntryRefusedError        the vCPU state breaks rules of KVM or of the processor
-    └── GuestFailed                  the guest ended badly and run(check=True) was asked for
+    ├── GuestFailed                  the guest ended badly and run(check=True) was asked for
+    └── ExpectTimeout (TimeoutError) a console did not print what was waited for (in kvmpy.devices)
 
 What a guest does wrong is no exception: it is an outcome (`kvmpy.machine.outcome`) or an exit.
 """
