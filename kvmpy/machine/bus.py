@@ -25,8 +25,8 @@ class Bus:
         self.limit = limit
         self.regions: tuple[Region, ...] = ()
         self._starts: tuple[int, ...] = ()
-        self.unclaimed: Counter[tuple[str, int]] = Counter()
-        """("read" or "write", address) -> how often the guest touched what nobody claims."""
+        self.unclaimed: Counter[tuple[str, int, int]] = Counter()
+        """("read" or "write", address, size) -> how often the guest touched what nobody claims."""
         self.changes = 0
         """Counts up when regions come or go: resolved handlers of an older map are void."""
 
@@ -77,7 +77,7 @@ class Bus:
             piece = self._piece(address + done, size - done)
             region = self.find(address + done)
             if region is None:
-                self._count("read", address + done)
+                self._count("read", address + done, piece)
                 part = (1 << 8 * piece) - 1
             else:
                 part = self._read_piece(region, address + done, piece)
@@ -92,7 +92,7 @@ class Bus:
             piece = self._piece(address + done, size - done)
             region = self.find(address + done)
             if region is None:
-                self._count("write", address + done)
+                self._count("write", address + done, piece)
             elif region.write is not None:
                 offset = address + done - region.start + region.base
                 region.write(offset, piece, value >> 8 * done & (1 << 8 * piece) - 1)
@@ -117,6 +117,7 @@ class Bus:
         room = min(left, region.start + region.length - address, region.width)
         return 1 << room.bit_length() - 1
 
-    def _count(self, what: str, address: int) -> None:
-        if len(self.unclaimed) < _MAX_UNCLAIMED or (what, address) in self.unclaimed:
-            self.unclaimed[what, address] += 1
+    def _count(self, what: str, address: int, size: int) -> None:
+        key = (what, address, size)
+        if len(self.unclaimed) < _MAX_UNCLAIMED or key in self.unclaimed:
+            self.unclaimed[key] += 1
