@@ -24,6 +24,11 @@ class AccessCount:
         self.size = size
         self.count = count
 
+    def line(self) -> str:
+        """One line of a table: count, bus, direction, address, width in bits."""
+        place = f"{self.kind} {self.direction:<5} {self.address:#x}"
+        return f"{self.count:>10}  {place:<20} {8 * self.size:>3} bits"
+
     def __repr__(self) -> str:
         return f"<{self.count} x {self.kind} {self.direction} {self.address:#x}, {self.size} bytes>"
 
@@ -49,14 +54,9 @@ class Statistics:
         )
 
     def __str__(self) -> str:
-        lines = [
-            f"{access.count:>10}  {access.kind} {access.direction:<5} {access.address:#x}" for access in self.accesses
-        ]
+        lines = [access.line() for access in self.accesses]
         lines += [f"{count:>10}  {name}" for name, count in self.exits.items()]
-        lines += [
-            f"{access.count:>10}  {access.kind} {access.direction:<5} {access.address:#x}  (nobody there)"
-            for access in self.unclaimed
-        ]
+        lines += [f"{access.line()}  (nobody there)" for access in self.unclaimed]
         return "\n".join(lines)
 
 
@@ -72,8 +72,6 @@ def collect(loops: "Iterable[RunLoop]", buses: "Iterable[Bus]") -> Statistics:
             others[name] = others.get(name, 0) + count
     accesses = tuple(AccessCount(*key, count) for key, count in sorted(totals.items()))
     unclaimed = tuple(
-        AccessCount(bus.kind, direction, address, 0, count)
-        for bus in buses
-        for (direction, address), count in sorted(bus.unclaimed.items())
+        AccessCount(bus.kind, *key, count) for bus in buses for key, count in sorted(bus.unclaimed.items())
     )
     return Statistics(accesses, unclaimed, others)
