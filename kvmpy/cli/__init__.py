@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     What a user can do something about is one line on the standard error; `--debug` shows where it came from.
     """
+    _occupy_standard_descriptors()
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser(next((word for word in given if not word.startswith("-")), ""))
     args = parser.parse_args(given)
@@ -63,6 +64,22 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OSError) and not isinstance(error, KvmpyError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error) or type(error).__name__
+
+
+def _occupy_standard_descriptors() -> None:
+    """Where the caller has closed descriptor 0, 1 or 2, put the null device: else the next file opened would be it."""
+    import os
+
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor, which is `fd`
+    # Python has no stream for a descriptor that was closed when it started.
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _parser(command: str) -> argparse.ArgumentParser:

@@ -119,13 +119,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the guest; answers the exit status that `EPILOG` describes."""
+    report: TextIO | None = sys.stderr if args.json == "-" else None
     with contextlib.ExitStack() as stack:
-        report: TextIO | None = None
-        if args.json == "-":
-            report = sys.stderr
-        elif args.json is not None:  # opened first: a run whose report cannot be written is not begun
-            report = stack.enter_context(open(args.json, "w", encoding="utf-8"))
         try:
+            if args.json not in (None, "-"):  # first: a run whose report cannot be written is not begun
+                report = stack.enter_context(open(args.json, "w", encoding="utf-8"))
             status, data = _run(args)
         except (KvmError, UsageError, OSError) as error:
             if isinstance(error, BrokenPipeError) or args.debug:
@@ -166,12 +164,7 @@ def _run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
     with contextlib.ExitStack() as stack:
         kvm = stack.enter_context(Kvm(args.device))
-        try:
-            machine = stack.enter_context(Machine(args.memory, args.cpus, kvm=kvm))
-        except (OverflowError, MemoryError, OSError) as error:
-            if isinstance(error, KvmError):
-                raise
-            raise UsageError(f"the host has no room for {args.memory:#x} bytes of guest memory: {error}") from error
+        machine = stack.enter_context(Machine(args.memory, args.cpus, kvm=kvm))
         serial = _plug_in_devices(machine, args, stack)
         entry = machine.load(image)
         if args.verbose:
@@ -245,11 +238,6 @@ def _console(machine: Machine, serial: Uart16550) -> Any:
     """Connect standard input to the serial line: a terminal in raw mode, anything else as it is."""
     from kvmpy.devices.host_input import InputStream
 
-    try:
-        os.fstat(0)
-    except OSError:  # closed
-        yield
-        return
     if not os.isatty(0):
         # At its end, or when the writer goes away, input stops and the guest runs on.
         machine.listen(InputStream(0, serial.send))
