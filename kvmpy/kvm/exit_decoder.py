@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MEMORY_FAULT", "decode"]
+__all__ = ["IO", "MEMORY_FAULT", "MMIO", "decode"]
 
 IO, MMIO, MEMORY_FAULT = 2, 6, 39
 

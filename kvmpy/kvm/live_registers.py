@@ -10,6 +10,7 @@ Without the capability the area is private memory and the vCPU loads and writes 
 """
 
 from kvmpy.errors import RegisterValueError, UsageError
+from kvmpy.kvm.register_sync import ALL, RegisterSync
 from kvmpy.x86.registers import (
     GENERAL_REGISTERS,
     SEGMENT_REGISTERS,
@@ -18,10 +19,6 @@ from kvmpy.x86.registers import (
     Segment,
     SystemRegisters,
 )
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from kvmpy.kvm.register_sync import RegisterSync
 
 __all__ = ["LiveRegisters", "LiveSystemRegisters"]
 
@@ -33,6 +30,8 @@ _SEGMENT_WIDTHS = {"base": 64, "limit": 32, "selector": 16, "type": 4, "dpl": 2}
 
 
 def _general(index: int, name: str) -> property:
+    just_this = (index,)
+
     def read(registers: "LiveRegisters") -> int:
         registers._sync.need_regs()
         return registers._cells[index]
@@ -41,7 +40,7 @@ def _general(index: int, name: str) -> property:
         _check(name, value, 64)
         registers._sync.need_regs()
         registers._cells[index] = value
-        registers._sync.mark_regs()
+        registers._sync.mark_regs(just_this)
 
     return property(read, write, doc=f"{name.upper()}, 64 bits, unsigned")
 
@@ -138,11 +137,11 @@ class LiveRegisters:
     rip = _general(16, "rip")
     rflags = _general(17, "rflags")
 
-    def __init__(self, sync: "RegisterSync", area: memoryview) -> None:
+    def __init__(self, sync: RegisterSync, area: memoryview) -> None:
         object.__setattr__(self, "_sync", sync)
         object.__setattr__(self, "_cells", area.cast("Q"))
 
-    _sync: "RegisterSync"
+    _sync: RegisterSync
     _cells: memoryview
 
     def __setattr__(self, name: str, value: int) -> None:
@@ -159,11 +158,11 @@ class LiveRegisters:
         """Take over all registers of `values`."""
         for name in GENERAL_REGISTERS:
             _check(name, getattr(values, name), 64)
-        self._sync.will_write_regs()
+        self._sync.will_write()
         cells = self._cells
         for index, name in enumerate(GENERAL_REGISTERS):
             cells[index] = getattr(values, name)
-        self._sync.mark_regs()
+        self._sync.mark_regs(ALL)
 
     def drop(self) -> None:
         """Let go of the vCPU's mapping: the vCPU is closed."""
@@ -201,14 +200,14 @@ class LiveSystemRegisters:
     efer = _control(5, "efer")
     apic_base = _control(6, "apic_base")
 
-    def __init__(self, sync: "RegisterSync", area: memoryview) -> None:
+    def __init__(self, sync: RegisterSync, area: memoryview) -> None:
         object.__setattr__(self, "_sync", sync)
         object.__setattr__(self, "_u8", area)
         object.__setattr__(self, "_u16", area.cast("H"))
         object.__setattr__(self, "_u32", area.cast("I"))
         object.__setattr__(self, "_u64", area.cast("Q"))
 
-    _sync: "RegisterSync"
+    _sync: RegisterSync
     _u8: memoryview
     _u16: memoryview
     _u32: memoryview
@@ -254,7 +253,7 @@ class LiveSystemRegisters:
         _check_table("gdt", values.gdt)
         _check_table("idt", values.idt)
         _check_interrupt(values.interrupt)
-        self._sync.will_write_sregs()
+        self._sync.will_write()
         for index, name in enumerate(SEGMENT_REGISTERS):
             self._write_segment(index * _SEGMENT_SIZE, getattr(values, name))
         self._write_table(_TABLES, values.gdt)

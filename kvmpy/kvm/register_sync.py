@@ -2,28 +2,50 @@
 
 from kvmpy.abi.ioctls import KVM_GET_REGS, KVM_GET_SREGS, KVM_SET_REGS, KVM_SET_SREGS
 from kvmpy.errors import ClosedError
-from kvmpy.kvm.run_page import DIRTY_REGS, REGS, SREGS, SYNC_REGS, SYNC_SREGS, VALID_REGS, RunPage
+from kvmpy.kvm.run_page import (
+    DIRTY_REGS,
+    IMMEDIATE_EXIT,
+    REGS,
+    SREGS,
+    SYNC_REGS,
+    SYNC_SREGS,
+    VALID_REGS,
+    RunPage,
+)
 from kvmpy.memory.region import host_address_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["RegisterSync"]
+__all__ = ["ALL", "RegisterSync"]
 
 _VALID, _DIRTY = VALID_REGS // 8, DIRTY_REGS // 8
+_CELLS = REGS // 8
 _SREGS_END = SREGS + 312
+
+ALL = range(18)
+"""The indices of all general registers in struct kvm_regs."""
 
 
 class RegisterSync:
     """The register area of one vCPU: `kvm_run.s`, or private memory of the same layout where KVM does not sync.
 
-    `check` raises when the calling thread may not touch the vCPU now; `transfer(request, address)` does a vCPU ioctl.
+    `check` raises when the calling thread may not touch the vCPU now; `transfer(request, address)` does a vCPU ioctl;
+    `pending` says whether KVM still has to complete the instruction that caused the last exit.
+
+    Registers written while a completion is pending are held back. Where KVM's emulator waits for the answer to a read,
+    setting registers makes it forget where the answer goes, and completing writes RIP: so the instruction is completed
+    first (immediate_exit makes the next KVM_RUN do only that), and then what was written takes effect over it.
     """
 
     __slots__ = (
         "_attempt",
         "_check",
+        "_held_regs",
+        "_held_sregs",
+        "_page",
+        "_pending",
         "_regs_loaded",
         "_sregs_loaded",
         "_sregs_wanted",
@@ -35,18 +57,28 @@ class RegisterSync:
     )
 
     def __init__(
-        self, page: RunPage, *, synced: bool, check: "Callable[[], None]", transfer: "Callable[[int, int], object]"
+        self,
+        page: RunPage,
+        *,
+        synced: bool,
+        check: "Callable[[], None]",
+        transfer: "Callable[[int, int], object]",
+        pending: "Callable[[], bool]",
     ) -> None:
         self.synced = synced
         self.area = page.u8 if synced else memoryview(bytearray(0x1000))
         self.address = host_address_of(self.area)
+        self._page = page
         self._u64 = self.area.cast("Q")
         self._check = check
         self._transfer = transfer
+        self._pending = pending
         self._regs_loaded = False
         self._sregs_loaded = False
         self._sregs_wanted = False
         self._attempt = b""
+        self._held_regs: dict[int, int] = {}
+        self._held_sregs = b""
         # From the first KVM_RUN on, the general registers are simply there.
         self._u64[_VALID] = SYNC_REGS
 
@@ -55,9 +87,14 @@ class RegisterSync:
     def need_regs(self) -> None:
         """Before the general registers are read or changed: have them all in the area."""
         self._check()
+        self._load_regs()
+
+    def _load_regs(self) -> None:
         if not self._regs_loaded:
             self._transfer(KVM_GET_REGS, self.address + REGS)
             self._regs_loaded = True
+        for index, value in self._held_regs.items():
+            self._u64[_CELLS + index] = value
 
     def need_sregs(self) -> None:
         """Before the system registers are read or changed: load them, and have KVM_RUN copy them from now on."""
@@ -67,33 +104,55 @@ class RegisterSync:
         if not self._sregs_loaded:
             self._transfer(KVM_GET_SREGS, self.address + SREGS)
             self._sregs_loaded = True
+        if self._held_sregs:
+            self.area[SREGS:_SREGS_END] = self._held_sregs
 
-    def will_write_regs(self) -> None:
-        """Before all of the general registers are overwritten: nothing needs to be loaded."""
+    def will_write(self) -> None:
+        """Before all registers of a kind are overwritten: nothing needs to be loaded."""
         self._check()
 
-    def will_write_sregs(self) -> None:
-        """Before all of the system registers are overwritten."""
-        self._check()
-
-    def mark_regs(self) -> None:
-        """The general registers in the area are complete and must reach the vCPU."""
+    def mark_regs(self, written: "range | tuple[int, ...]") -> None:
+        """The general registers in the area are complete, and those with the given indices must reach the vCPU."""
         self._regs_loaded = True
-        self._u64[_DIRTY] |= SYNC_REGS
+        if self._pending():
+            self._held_regs.update((index, self._u64[_CELLS + index]) for index in written)
+            self._page.u8[IMMEDIATE_EXIT] = 1
+        else:
+            self._u64[_DIRTY] |= SYNC_REGS
 
     def mark_sregs(self) -> None:
         """The system registers in the area are complete and must reach the vCPU."""
         self._sregs_loaded = True
         self._attempt = bytes(self.area[SREGS:_SREGS_END])  # see restore_refused
-        self._u64[_DIRTY] |= SYNC_SREGS
-        self._u64[_VALID] |= SYNC_SREGS  # should this happen inside a run loop, they stay current; see before_run
+        if self._pending():
+            self._held_sregs = self._attempt
+            self._page.u8[IMMEDIATE_EXIT] = 1
+        else:
+            self._u64[_DIRTY] |= SYNC_SREGS
+            self._u64[_VALID] |= SYNC_SREGS  # should this happen inside a run loop, they stay current; see before_run
 
     # Called by the vCPU
 
     @property
     def dirty(self) -> int:
-        """Which registers wait to reach the vCPU: SYNC_REGS, SYNC_SREGS."""
+        """Which registers wait to reach the vCPU: SYNC_REGS, SYNC_SREGS. Those that are held back do not count."""
         return self._u64[_DIRTY]
+
+    def completed(self) -> bool:
+        """KVM_RUN came back with EINTR, so nothing is pending: let go of what was held back. False: there was none."""
+        if not self._held_regs and not self._held_sregs:
+            return False
+        if self._held_regs:
+            self._load_regs()
+            self._u64[_DIRTY] |= SYNC_REGS
+            self._held_regs = {}
+        if self._held_sregs:
+            self.area[SREGS:_SREGS_END] = self._attempt = self._held_sregs
+            self._sregs_loaded = True
+            self._u64[_DIRTY] |= SYNC_SREGS
+            self._u64[_VALID] |= SYNC_SREGS
+            self._held_sregs = b""
+        return True
 
     def before_run(self) -> None:
         """Before the first entry of a run: system registers that only we wrote are not worth copying out."""
@@ -125,10 +184,11 @@ class RegisterSync:
     def close(self, owner: str) -> None:
         """Let go of the area and of the vCPU; a look at a register raises ClosedError from now on."""
 
-        def closed(*_: object) -> None:
+        def closed(*_: object) -> bool:
             raise ClosedError(f"{owner} was used after it was closed")
 
-        self._check = self._transfer = closed
+        self._check = self._transfer = closed  # type: ignore[assignment]
+        self._pending = closed
         self._u64.release()
         if not self.synced:
             self.area.release()

@@ -24,6 +24,8 @@ IF_FLAG = 13
 FLAGS = 14
 EXIT_DATA = 32
 """The union with one member per exit reason."""
+IO_DIRECTION = 32
+MMIO_IS_WRITE = 52
 VALID_REGS = 288
 DIRTY_REGS = 296
 REGS = 304

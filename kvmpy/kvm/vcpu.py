@@ -11,12 +11,14 @@ from kvmpy.errors import KvmError, VcpuBusyError
 from kvmpy.exits import FailEntry, Interrupted
 from kvmpy.kvm import kick
 from kvmpy.kvm.descriptor import raw_ioctl
-from kvmpy.kvm.exit_decoder import MEMORY_FAULT, decode
+from kvmpy.kvm.exit_decoder import IO, MEMORY_FAULT, MMIO, decode
 from kvmpy.kvm.live_registers import LiveRegisters, LiveSystemRegisters
 from kvmpy.kvm.register_sync import RegisterSync
 from kvmpy.kvm.run_page import (
     EXIT_REASON,
     IMMEDIATE_EXIT,
+    IO_DIRECTION,
+    MMIO_IS_WRITE,
     NO_EXIT,
     NOT_FROM_THE_GUEST,
     REGS,
@@ -48,6 +50,7 @@ _SOON = 1e-6
 """Seconds: as short as a timer gets without being disarmed."""
 
 _REASON = EXIT_REASON // 4
+_ANSWERED = (3, 29, 30)  # KVM_EXIT_HYPERCALL, X86_RDMSR, X86_WRMSR
 
 _UNSEEN_BY_REGISTERS = frozenset(
     ("KVM_SET_CPUID", "KVM_SET_CPUID2", "KVM_GET_CPUID2", "KVM_SET_SIGNAL_MASK", "KVM_ENABLE_CAP")
@@ -88,7 +91,10 @@ class Vcpu(VcpuRegisters):
         """What else maps this vCPU's file descriptor, closed with it."""
         self._backlog: tuple[Exit, ...] = ()  # exits that settle() met and that nobody has had yet
         self.last_exit: Exit | None = None
-        self._sync = RegisterSync(self.page, synced=sync_regs, check=self._check_access, transfer=self._transfer)
+        self._answerable = 0  # which entry gave the last exit that KVM waits for an answer to
+        self._sync = RegisterSync(
+            self.page, synced=sync_regs, check=self._check_access, transfer=self._transfer, pending=self._pending
+        )
         area = self._sync.area
         self._regs = LiveRegisters(self._sync, area[REGS:SREGS])
         self._sregs = LiveSystemRegisters(self._sync, area[SREGS : SREGS + 312])
@@ -108,8 +114,7 @@ class Vcpu(VcpuRegisters):
         if not self._forked:
             self.check_idle()
         super().close()
-        # Everything that refers to the mapping or, in a circle, to this object goes now, not with the next collection:
-        # the mapping keeps the VM alive in the kernel, the VM object its memory.
+        # What refers to the mapping, or in a circle to this object, goes now and not with the next garbage collection.
         if self._timer is not None:
             self.arm(0, 0)
             self._timer.delete()
@@ -174,6 +179,7 @@ class Vcpu(VcpuRegisters):
                         break
             if event is None:
                 event = self.last_exit = decode(page)
+                self._answerable = page.runs[0] if isinstance(event, Answered) else 0
         except BaseException:
             if 0 in self._owner and self._owner[0] == thread:
                 self._owner = {}
@@ -217,12 +223,14 @@ class Vcpu(VcpuRegisters):
                     page.runs[0] += 1
                     if self.enter(*self.entry) < 0:
                         number = ctypes.get_errno()
+                        self._sync.completed()
                         page.u8[IMMEDIATE_EXIT] = self._kicked
                         page.u32[_REASON] = NO_EXIT
                         if number not in (errno.EINTR, errno.EAGAIN):
                             raise self._run_error(number)
                         return
                 event = self.last_exit = decode(page)
+                self._answerable = page.runs[0] if isinstance(event, Answered) else 0
                 if handle is not None:
                     handle(event)
                 elif not isinstance(event, Answered):
@@ -289,14 +297,13 @@ class Vcpu(VcpuRegisters):
     def _after_error(self, number: int, deadline: float | None) -> Exit | None:
         """KVM_RUN came back with an errno: the exit that this is, or None to enter again."""
         if number == errno.EINTR:
-            self.page.u8[IMMEDIATE_EXIT] = 0  # before the request is read: a kick from now on stays visible
-            only_ticks = kick.drain() is kick.TICKED
+            foreign = self._interruption()
             left = HEARTBEAT if deadline is None else deadline - time.monotonic()
             if 0 < left < HEARTBEAT and self._heartbeat:
                 self.arm(max(left, _SOON), HEARTBEAT)  # the next tick shall be the deadline
             by_kick, by_timeout = Interrupted(), Interrupted(True)
             # Nothing is called from here on: see the end of run().
-            kicked = self._kicked or not only_ticks
+            kicked = self._kicked or foreign
             self._kicked = False
             if kicked:
                 return by_kick
@@ -313,11 +320,27 @@ class Vcpu(VcpuRegisters):
 
     def take_kick(self) -> bool:
         """After EINTR: forget kicks and pending signals. False when it was only the timer that ticked."""
-        self.page.u8[IMMEDIATE_EXIT] = 0  # before the request is read: a kick from now on stays visible
-        only_ticks = kick.drain() is kick.TICKED
+        foreign = self._interruption()
         kicked = self._kicked
         self._kicked = False
-        return kicked or not only_ticks
+        return kicked or foreign
+
+    def _interruption(self) -> bool:
+        """After EINTR: sweep the signals, and let registers go that were held back. True: it was a foreign signal."""
+        completed = self._sync.completed()
+        self.page.u8[IMMEDIATE_EXIT] = 0  # before the request is read: a kick from now on stays visible
+        found = kick.drain()
+        return found == kick.SENT or (found == kick.NOTHING and not completed)
+
+    def _pending(self) -> bool:
+        """Whether KVM waits to complete a read, an MSR access or a hypercall (KVM API, chapter 5)."""
+        page = self.page
+        reason = page.u32[_REASON]
+        if reason == NO_EXIT:
+            return self._answerable == page.runs[0] != 0
+        if reason == IO:
+            return not page.u8[IO_DIRECTION]
+        return reason in _ANSWERED or (reason == MMIO and not page.u8[MMIO_IS_WRITE])
 
     def _run_error(self, number: int) -> KvmError:
         self.page.u32[_REASON] = NO_EXIT
