@@ -1,5 +1,7 @@
 """The keyboard controller as guests see it: probed, typed at, and used as the reset button."""
 
+import threading
+
 import pytest
 
 from gnu_toolchain import assemble
@@ -79,6 +81,7 @@ def test_keys_arrive_in_order_one_interrupt_each() -> None:
         mov di, 0x4000
         mov word ptr [0x2000], 0
         {take_interrupts({1: "keyboard"})}
+        out 0x80, al                                        # ready: an edge before that is lost in the controller
     1:  sti
         hlt
         cli
@@ -93,7 +96,10 @@ def test_keys_arrive_in_order_one_interrupt_each() -> None:
         iret"""
     machine, keyboard = machine_with(source, irqchip=True)
     with machine:
+        ready = threading.Event()
+        machine.map_ports(0x80, 1, write=lambda offset, size, value: ready.set())
         machine.start()
+        assert ready.wait(timeout=5)
         for start in range(0, len(codes), 3):
             keyboard.press(codes[start : start + 3])
         assert machine.wait(timeout=10).end is End.HALTED
