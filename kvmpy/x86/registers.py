@@ -99,11 +99,18 @@ class Segment:
     def __hash__(self) -> int:
         return hash(self._key())
 
+    def __reduce__(self) -> "tuple[object, tuple[dict[str, int]]]":  # copy and pickle would assign to fields
+        return _segment, (dict(zip(self.__slots__, self._key(), strict=True)),)
+
     def __repr__(self) -> str:
         flags = " ".join(f"{name}={getattr(self, name)}" for name in ("dpl", "present", "s", "db", "l", "g", "avl"))
         unusable = " unusable" if self.unusable else ""
         place = f"{self.selector:#06x} base={self.base:#x} limit={self.limit:#x}"
         return f"<Segment {place} type={self.type:#x} {flags}{unusable}>"
+
+
+def _segment(fields: dict[str, int]) -> Segment:
+    return Segment(**fields)
 
 
 class DescriptorTable:
@@ -128,6 +135,9 @@ class DescriptorTable:
 
     def __hash__(self) -> int:
         return hash((self.base, self.limit))
+
+    def __reduce__(self) -> "tuple[object, tuple[int, int]]":
+        return DescriptorTable, (self.base, self.limit)
 
     def __repr__(self) -> str:
         return f"<DescriptorTable base={self.base:#x} limit={self.limit:#x}>"
