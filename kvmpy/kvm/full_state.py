@@ -104,7 +104,7 @@ class FullState:
         vcpu.set_debug_registers(kvm_debugregs.from_buffer_copy(self.debug_registers))
         if self.lapic is not None:
             vcpu.set_lapic(kvm_lapic_state.from_buffer_copy(self.lapic))
-        vcpu.set_msrs({index: self.msrs[index] for index in sorted(self.msrs, key=_restore_rank)})
+        _restore_msrs(vcpu, [(index, self.msrs[index]) for index in sorted(self.msrs, key=_restore_rank)])
         vcpu.set_events(kvm_vcpu_events.from_buffer_copy(self.events))
 
     def differences(self, other: "FullState") -> list[str]:
@@ -117,6 +117,15 @@ class FullState:
 
 def _restore_rank(index: int) -> int:
     return {_TSC: 0, _TSC_DEADLINE: 2}.get(index, 1)
+
+
+def _restore_msrs(vcpu: "Vcpu", values: list[tuple[int, int]]) -> None:
+    """Set MSRs. One that KVM does not let user space write may be skipped if it has its value already."""
+    while (done := vcpu.set_msrs_until_refused(values)) < len(values):
+        index, value = values[done]
+        if vcpu.get_msr(index) != value:
+            vcpu.set_msr(index, value)  # refused again, with the error that says which
+        values = values[done + 1 :]
 
 
 def _xcrs(vcpu: "Vcpu") -> bytes | None:

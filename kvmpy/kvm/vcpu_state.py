@@ -10,7 +10,7 @@ from kvmpy.kvm.descriptor import Descriptor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
     from kvmpy.abi.structs.registers import kvm_vcpu_events
@@ -145,20 +145,27 @@ class VcpuState(Descriptor):
 
     def set_msrs(self, values: "Mapping[int, int]") -> None:
         """Set MSRs, in the mapping's order (section 4.19). Raises KvmError naming the first that KVM refuses."""
+        wanted = list(values.items())
+        done = self.set_msrs_until_refused(wanted)
+        if done < len(wanted):
+            index, value = wanted[done]
+            raise KvmError(
+                "KVM_SET_MSRS", errno.EINVAL, f"MSR {index:#x} does not take {value:#x} (set CPUID before MSRs)"
+            )
+
+    def set_msrs_until_refused(self, values: "Sequence[tuple[int, int]]") -> int:
+        """Set MSRs from (index, value) pairs; answers how many were set before KVM refused one."""
         from kvmpy.abi.structs import kvm_msrs, sized
 
-        wanted = [(_fits("MSR number", index, 32), _fits(f"MSR {index:#x}", values[index], 64)) for index in values]
-        for start in range(0, len(wanted), _MSRS_AT_ONCE):
-            part = wanted[start : start + _MSRS_AT_ONCE]
+        for start in range(0, len(values), _MSRS_AT_ONCE):
+            part = values[start : start + _MSRS_AT_ONCE]
             table = sized(kvm_msrs, len(part))(nmsrs=len(part))
             for entry, (index, value) in zip(table.entries, part, strict=True):
-                entry.index, entry.data = index, value
+                entry.index, entry.data = _fits("MSR number", index, 32), _fits(f"MSR {index:#x}", value, 64)
             done = self.ioctl("KVM_SET_MSRS", table)
             if done < len(part):
-                index, value = part[done]
-                raise KvmError(
-                    "KVM_SET_MSRS", errno.EINVAL, f"MSR {index:#x} does not take {value:#x} (set CPUID before MSRs)"
-                )
+                return start + done
+        return len(values)
 
     def get_msr(self, index: int) -> int:
         """One MSR."""

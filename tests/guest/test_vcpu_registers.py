@@ -145,7 +145,7 @@ def test_a_table_register_takes_only_a_fitting_table(vcpu: Vcpu) -> None:
     with pytest.raises(RegisterValueError, match=r"idt\.base"):
         vcpu.sregs.idt = DescriptorTable(-1, 0)
     with pytest.raises(UsageError, match="gdt takes a"):
-        vcpu.sregs.gdt = Segment()  # type: ignore[assignment]
+        vcpu.sregs.gdt = Segment()
 
 
 @pytest.mark.parametrize("name", ["eax", "pc", "rp", "cs", "_cells2"])
