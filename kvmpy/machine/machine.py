@@ -287,7 +287,7 @@ class Machine:
         Returns when all processors have left the guest; called from a handler, it returns at once.
         """
         self._control.finish(Outcome(End.STOPPED))
-        if threading.current_thread() not in self._threads:
+        if self._control.wait_until_left():
             self._join()
         return self._control.outcome or Outcome(End.STOPPED)
 

@@ -76,6 +76,15 @@ class RunControl:
         """Whether any vCPU is in its loop."""
         return bool(self._inside)
 
+    def wait_until_left(self) -> bool:
+        """Return when no vCPU is in its loop. False, at once, when the calling thread is in one itself."""
+        with self._changed:
+            if threading.get_ident() in self._inside.values():
+                return False
+            while self._inside:
+                self._changed.wait()
+            return True
+
     # From vCPU threads
 
     def enter(self, vcpu: Vcpu) -> bool:
