@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import sys
+import textwrap
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,10 @@ exit status:
 `costs` (per mode, `exit_us` and `instruction_ns`, or null), `paging`, `ring3`, `hypercalls`, `cpuid` (features that a
 guest sees and was not given, and the reverse), `instructions` (what ring 0 does with each that CPUID announces).
 """
+
+
+_WIDTH = 110
+"""Columns of the text."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,7 +139,8 @@ def _lines(findings: dict[str, Any]) -> list[str]:
         lines += _usable_lines(findings)
     lines += ["", "advice" if findings["advice"] else "nothing to advise"]
     for item in findings["advice"]:
-        lines += [f"  * {item['problem']}", f"    -> {item['advice']}"]
+        lines += textwrap.wrap(item["problem"], _WIDTH, initial_indent="  * ", subsequent_indent="    ")
+        lines += textwrap.wrap(item["advice"], _WIDTH, initial_indent="    -> ", subsequent_indent="       ")
     verdict = "guests can run here" if findings["usable"] else "guests cannot run here"
     return [*lines, "", f"{verdict} (examined in {findings['seconds']:.1f} s)"]
 
@@ -197,10 +203,8 @@ def _row(name: str, text: str, width: int = 12) -> str:
 
 
 def _wrapped(title: str, names: list[str]) -> list[str]:
-    import textwrap
-
     text = ", ".join(names)
-    return [f"  {title}", *textwrap.wrap(text, 110, initial_indent="      ", subsequent_indent="      ")]
+    return [f"  {title}", *textwrap.wrap(text, _WIDTH, initial_indent="      ", subsequent_indent="      ")]
 
 
 def _yes(works: bool) -> str:
