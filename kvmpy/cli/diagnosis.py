@@ -129,7 +129,7 @@ def guest_advice(findings: dict[str, Any]) -> list[Advice]:
     if refused:
         advice.append(
             Advice(
-                f"ring 0 cannot run, though CPUID announces them: {', '.join(refused)}",
+                f"ring 0 cannot run, or runs wrongly, what this processor has: {', '.join(refused)}",
                 "compile kernels for plain general registers (-mgeneral-regs-only), without these",
             )
         )
