@@ -5,7 +5,14 @@ from kvmpy.kvm.live_registers import LiveRegisters, LiveSystemRegisters
 from kvmpy.kvm.vcpu_state import VcpuState
 from kvmpy.x86.registers import CpuState
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmpy.x86.page_walk import Walk
+
 __all__ = ["VcpuRegisters"]
+
+_BOOT_PROCESSOR = 1 << 8
+"""IA32_APIC_BASE.BSP (SDM vol. 3, 10.4.4)."""
 
 
 class VcpuRegisters(VcpuState):
@@ -40,17 +47,25 @@ class VcpuRegisters(VcpuState):
         self._regs.assign(state.regs)
         self._make_runnable()
 
-    def set_real_mode(self, entry: int = 0, **place: int) -> None:
-        """Start in real mode; parameters as `kvmpy.x86.modes.real_mode` (`entry`, or `segment=` and `offset=`)."""
+    def set_real_mode(
+        self,
+        entry: int = 0,
+        *,
+        segment: int | None = None,
+        offset: int = 0,
+        data_segment: int | None = None,
+        stack: int | None = None,
+    ) -> None:
+        """Start in real mode at linear address `entry`, or at `segment:offset`; see `kvmpy.x86.modes.real_mode`."""
         from kvmpy.x86.modes import real_mode
 
-        self.set_cpu_state(real_mode(entry, **place))
+        self._start(real_mode(entry, segment=segment, offset=offset, data_segment=data_segment, stack=stack))
 
     def set_protected_mode(self, entry: int, *, bits: int = 32, stack: int | None = None, ring: int = 0) -> None:
         """Start in flat protected mode without paging, `bits` 32 or 16; see `kvmpy.x86.modes.protected_mode`."""
         from kvmpy.x86.modes import protected_mode
 
-        self.set_cpu_state(protected_mode(entry, bits=bits, stack=stack, ring=ring))
+        self._start(protected_mode(entry, bits=bits, stack=stack, ring=ring))
 
     def set_long_mode(
         self, entry: int, *, cr3: int | None = None, tables: int | None = None, stack: int | None = None, ring: int = 0
@@ -66,11 +81,26 @@ class VcpuRegisters(VcpuState):
         if cr3 is not None:
             from kvmpy.x86.modes import long_mode
 
-            self.set_cpu_state(long_mode(entry, cr3, stack=stack, ring=ring))
+            self._start(long_mode(entry, cr3, stack=stack, ring=ring))
         else:
             from kvmpy.x86.long_mode import prepare
 
-            self.set_cpu_state(prepare(self.vm.memory, entry=entry, tables=tables or 0, stack=stack, ring=ring))
+            self._start(prepare(self.vm.memory, entry=entry, tables=tables or 0, stack=stack, ring=ring))
+
+    def walk(self, virtual_address: int) -> "Walk":
+        """Walk the guest's page tables for an address, in whichever paging mode the vCPU is, and say what is there.
+
+        `.physical` is where it leads, `.failure` why it does not; see `kvmpy.x86.page_walk.walk`.
+        """
+        from kvmpy.x86.page_walk import walk
+
+        return walk(self.vm.memory, self._sregs.copy(), virtual_address)
+
+    def _start(self, state: CpuState) -> None:
+        """Take over an entry state, which is written for the boot processor."""
+        if self.id:
+            state.sregs.apic_base &= ~_BOOT_PROCESSOR
+        self.set_cpu_state(state)
 
     def _make_runnable(self) -> None:
         # With an in-kernel irqchip every processor but the first waits for INIT and SIPI, and a halted one for an

@@ -63,8 +63,8 @@ class Machine:
     ) -> None:
         if vcpus < 1:
             raise UsageError(f"a machine needs at least one vCPU, not {vcpus}")
-        self._own_kvm = None if kvm is not None else Kvm()
-        self.kvm = kvm or self._own_kvm or Kvm()
+        self._owns_kvm = kvm is None
+        self.kvm = kvm if kvm is not None else Kvm()
         self.ports = Bus("port", 1 << 16)
         self.mmio = Bus("mmio", 1 << 52)
         self.devices: list[Device] = []
@@ -78,9 +78,12 @@ class Machine:
         self._closed = False
         try:
             self.vm: Vm = self.kvm.create_vm()
+            if vcpus > self.kvm.max_vcpus:
+                self.vm.close()
+                raise UsageError(f"this host's KVM gives a VM at most {self.kvm.max_vcpus} vCPUs, not {vcpus}")
         except BaseException:
-            if self._own_kvm is not None:
-                self._own_kvm.close()
+            if self._owns_kvm:
+                self.kvm.close()
             raise
         try:
             if irqchip:
@@ -116,8 +119,8 @@ class Machine:
         for device in self.devices:
             device.close()
         self.vm.close()
-        if self._own_kvm is not None:
-            self._own_kvm.close()
+        if self._owns_kvm:
+            self.kvm.close()
 
     def __enter__(self) -> "Self":
         return self
@@ -203,6 +206,11 @@ class Machine:
         if not self.vm.irqchip:
             return NULL_LINE
         return self._lines.setdefault(number, KvmInterruptLine(self.vm, number))
+
+    @property
+    def host_errors(self) -> "list[tuple[HostInput, Exception]]":
+        """Input sources that were dropped because reading them failed, and why."""
+        return self._host_events.errors
 
     def listen(self, source: "HostInput") -> None:
         """Have the host input thread call `source.ready()` whenever its descriptor can be read."""

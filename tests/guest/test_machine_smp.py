@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from gnu_toolchain import assemble
-from kvmpy import End, Machine
+from kvmpy import End, Kvm, Machine, UsageError
 from kvmpy.boot import FlatImage
 
 KIB = 1024
@@ -117,3 +117,19 @@ def test_threads_are_named_after_their_processors() -> None:
         machine.stop()
         names = {thread.name for thread in threading.enumerate()}
         assert not names & {"kvmpy vCPU 0", "kvmpy vCPU 1"}
+
+
+def test_more_processors_than_the_host_gives_are_refused() -> None:
+    with Kvm() as kvm, pytest.raises(UsageError, match="at most"):
+        Machine(memory=64 * KIB, vcpus=kvm.max_vcpus + 1, kvm=kvm)
+
+
+def test_a_mode_set_on_the_second_processor_makes_it_runnable_but_not_the_boot_processor() -> None:
+    with Machine(memory=64 * KIB, vcpus=2) as machine:
+        machine.load(FlatImage(assemble("cli; hlt")))
+        machine.memory.write(0x4000, assemble("mov byte ptr [0x2000], 7; cli; hlt", address=0x4000))
+        machine.vcpus[1].set_real_mode(0x4000)
+        assert machine.vcpus[1].sregs.apic_base & 0x100 == 0
+        assert machine.vcpus[0].sregs.apic_base & 0x100
+        assert machine.run(timeout=5).end is End.HALTED
+        assert machine.memory.read_u8(0x2000) == 7
