@@ -1,4 +1,4 @@
-"""Control registers and flags, bit by bit, with the manual's names (Intel SDM vol. 3, chapter 2.5; AMD APM vol. 2, chapter 3.1)."""
+"""Control registers and flags, bit by bit, with the manual's names (SDM vol. 3, 2.5; APM vol. 2, 3.1)."""
 
 from enum import IntFlag
 
