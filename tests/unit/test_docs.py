@@ -10,8 +10,10 @@ import pytest
 
 from code_blocks import Listing, blocks, listings
 from gnu_toolchain import assemble_with_symbols
-from kvmpy import errors
+from kvmpy import devices, errors
+from kvmpy.devices import Device
 from kvmpy.kvm import advice
+from kvmpy.machine import End
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(ROOT.glob("examples/*.py"))
@@ -132,3 +134,25 @@ def test_the_page_about_errors_promises_no_ioctl_or_errno_that_is_not_there() ->
             assert cells[0] in IOCTLS, row
     codes = set(re.findall(r"`(E[A-Z0-9]{3,})`", "\n".join(trouble_rows())))
     assert codes <= set(errno.errorcode.values())
+
+
+@pytest.mark.parametrize("end", End, ids=lambda end: end.name)
+def test_the_page_about_errors_knows_every_way_a_run_can_end(end: End) -> None:
+    assert any(f"`End.{end.name}`" in row for row in trouble_rows())
+
+
+def test_the_page_about_devices_lists_them_all_where_they_are() -> None:
+    rows = [row for row in (ROOT / "docs" / "devices.md").read_text("utf-8").splitlines() if row.startswith("| `")]
+    classes = {
+        name: value
+        for name in devices.__all__
+        if isinstance(value := getattr(devices, name), type) and issubclass(value, Device) and value is not Device
+    }
+    assert {row.split("`")[1] for row in rows} == set(classes)
+    for row in rows:
+        device = classes[row.split("`")[1]]()
+        place = row.rpartition(" | ")[2].lower()
+        for region in device.regions():
+            assert f"{region.start:#x}" in place, row
+        if device.irq:
+            assert f"irq {device.irq}" in place, row
