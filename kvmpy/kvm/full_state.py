@@ -93,7 +93,7 @@ class FullState:
         from kvmpy.abi.structs import kvm_debugregs, kvm_lapic_state, kvm_vcpu_events, kvm_xcrs
 
         vcpu.settle()
-        if vcpu.get_cpuid() != self.cpuid:
+        if _as_set(vcpu.get_cpuid()) != _as_set(self.cpuid):
             vcpu.set_cpuid(self.cpuid)
         vcpu.set_mp_state(self.mp_state)
         vcpu.regs.assign(self.regs)
@@ -113,6 +113,28 @@ class FullState:
         here, there = self.msrs, other.msrs
         changed = sorted(index for index in here.keys() | there.keys() if here.get(index) != there.get(index))
         return names + [f"msrs[{index:#x}]" for index in changed]
+
+
+_KEPT_BY_KVM = {
+    (0x1, 0): {"ecx": 1 << 27 | 1 << 3, "edx": 1 << 9},  # OSXSAVE (CR4), MWAIT (MISC_ENABLE), APIC (APIC base)
+    (0x7, 0): {"ecx": 1 << 4},  # OSPKE (CR4)
+    (0xD, 0): {"ebx": 0xFFFF_FFFF},  # size of the area for the features in XCR0
+    (0xD, 1): {"ebx": 0xFFFF_FFFF},
+}
+"""CPUID bits that KVM keeps in step with registers (Linux arch/x86/kvm/cpuid.c, kvm_update_cpuid_runtime)."""
+
+
+def _as_set(table: "CpuidTable") -> "CpuidTable":
+    """A CPUID table without what follows from other registers."""
+    from dataclasses import replace
+
+    table = table.copy()
+    for (function, index), registers in _KEPT_BY_KVM.items():
+        entry = table.find(function, index)
+        if entry is not None:
+            kept = {name: getattr(entry, name) & ~bits for name, bits in registers.items()}
+            table.put(replace(entry, **kept))
+    return table
 
 
 def _restore_rank(index: int) -> int:

@@ -18,7 +18,6 @@ from kvmpy.abi.exit_reasons import (
 )
 from kvmpy.errors import KvmError, ReplyError
 from kvmpy.exits import (
-    Answered,
     Hlt,
     InternalError,
     Interrupted,
@@ -214,7 +213,7 @@ def test_an_mmio_read_that_nobody_answers_gives_all_ones() -> None:
 def test_an_mmio_answer_of_the_wrong_size_is_refused(reply: int | bytes) -> None:
     with guest(f"mov eax, [{MMIO}]; hlt", 64) as vcpu:
         event = next_exit(vcpu)
-        assert isinstance(event, Answered)
+        assert isinstance(event, MmioRead)
         with pytest.raises(ReplyError):
             event.reply(reply)
 
@@ -302,11 +301,13 @@ def test_a_vm_without_any_memory_says_so() -> None:
         vcpu.set_real_mode(entry=0x1000)
         try:
             event = vcpu.run(timeout=PATIENCE)
-        except KvmError as error:
-            assert error.ioctl == "KVM_RUN"
-            assert "add_ram" in str(error)
+        except KvmError as refused:
+            error = refused
         else:
             assert isinstance(event, InternalError)
+            pytest.skip("this host lets the guest run into the emptiness")
+    assert error.ioctl == "KVM_RUN"
+    assert "add_ram" in str(error)
 
 
 # MSRs

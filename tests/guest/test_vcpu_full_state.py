@@ -149,6 +149,18 @@ def test_a_vcpu_that_has_run_takes_the_state_back() -> None:
         assert next_exit(vcpu) == IoOut(0x10, b"\2")
 
 
+def test_a_state_is_taken_back_though_cpuid_shows_cr4_by_now() -> None:
+    with guest("mov eax, cr4; or eax, 1 << 18; mov cr4, eax; out 0x10, al; hlt", 32, cpuid=True) as vcpu:
+        if not vcpu.get_cpuid().has("xsave"):
+            pytest.skip("this host's KVM has no XSAVE for guests")
+        state = FullState.capture(vcpu)
+        assert isinstance(next_exit(vcpu), IoOut)
+        assert vcpu.sregs.cr4 == 1 << 18
+        state.apply(vcpu)
+        assert vcpu.sregs.cr4 == 0
+        assert isinstance(next_exit(vcpu), IoOut)
+
+
 def test_a_pending_exception_is_part_of_the_state() -> None:
     source = """
         jmp go
