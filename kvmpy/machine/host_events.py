@@ -6,6 +6,7 @@ import select
 import threading
 
 from kvmpy.devices.host_input import HostInput
+from kvmpy.errors import ClosedError, UsageError
 
 __all__ = ["HostEvents"]
 
@@ -22,62 +23,85 @@ class HostEvents:
         self._wake = -1
         self._thread: threading.Thread | None = None
         self._sources: dict[int, HostInput] = {}
+        self._lock = threading.Lock()
         self._closing = False
         self.errors: list[tuple[HostInput, Exception]] = []
 
     def add(self, source: HostInput) -> None:
-        """Listen to a source from now on."""
-        if self._epoll is None:
-            self._epoll = select.epoll()
-            self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-            self._epoll.register(self._wake, select.EPOLLIN)
-            self._thread = threading.Thread(target=self._run, name="kvmpy host input", daemon=True)
-            self._thread.start()
+        """Listen to a source from now on. What cannot be polled (a regular file) is read to its end at once.
+
+        Raises UsageError when another source has its descriptor, ClosedError after `close`, OSError for a descriptor
+        that is not open.
+        """
         fd = source.fileno()
-        self._sources[fd] = source
-        try:
-            self._epoll.register(fd, select.EPOLLIN)
-        except PermissionError:  # a regular file is always ready, and epoll refuses it: read it to its end
-            del self._sources[fd]
-            while source.ready():
-                pass
+        os.fstat(fd)  # before epoll and eventfd are opened: a closed descriptor's number could become theirs
+        with self._lock:
+            if self._closing:
+                raise ClosedError("host input is closed")
+            epoll = self._epoll or self._start()
+            try:
+                epoll.register(fd, select.EPOLLIN)
+            except FileExistsError:
+                raise UsageError(f"descriptor {fd} is read already, for {self._sources.get(fd)!r}") from None
+            except PermissionError:  # always ready, and epoll refuses it
+                pollable = False
+            else:
+                pollable = True
+                self._sources[fd] = source
+        while not pollable and self._serve(source):
+            pass
+
+    def _start(self) -> select.epoll:
+        epoll = self._epoll = select.epoll()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        epoll.register(self._wake, select.EPOLLIN)
+        self._thread = threading.Thread(target=self._run, args=(epoll,), name="kvmpy host input", daemon=True)
+        self._thread.start()
+        return epoll
 
     def remove(self, source: HostInput) -> None:
         """Listen to it no longer."""
         for fd, known in list(self._sources.items()):
             if known is source:
-                self._drop(fd)
+                self._drop(fd, source)
 
     def close(self) -> None:
         """Stop the thread. Sources are not closed: they are their owners'."""
-        thread, self._thread = self._thread, None
-        if thread is None or self._epoll is None:
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+        thread, epoll = self._thread, self._epoll
+        if thread is None or epoll is None:
             return
-        self._closing = True
         os.eventfd_write(self._wake, 1)
         if thread is not threading.current_thread():
             thread.join()
-        self._epoll.close()
+        with self._lock:
+            self._epoll = None
+        epoll.close()
         os.close(self._wake)
-        self._epoll = None
 
-    def _drop(self, fd: int) -> None:
-        self._sources.pop(fd, None)
-        if self._epoll is not None:
-            with contextlib.suppress(OSError):  # the descriptor may be closed already, which takes it out by itself
-                self._epoll.unregister(fd)
+    def _drop(self, fd: int, source: HostInput) -> None:
+        # A source that closed its descriptor may find the number in use again, by a source that came meanwhile.
+        with self._lock:
+            if self._sources.get(fd) is source:
+                del self._sources[fd]
+                if self._epoll is not None:
+                    with contextlib.suppress(OSError):  # a closed descriptor is out already
+                        self._epoll.unregister(fd)
 
-    def _run(self) -> None:
-        epoll = self._epoll
-        while epoll is not None and not self._closing:
+    def _run(self, epoll: select.epoll) -> None:
+        while not self._closing:
             for fd, _ in epoll.poll():
                 source = self._sources.get(fd)
-                if source is None:
-                    continue
-                try:
-                    goes_on = source.ready()
-                except Exception as error:
-                    self.errors.append((source, error))
-                    goes_on = False
-                if not goes_on:
-                    self._drop(fd)
+                if source is not None and not self._serve(source):
+                    self._drop(fd, source)
+
+    def _serve(self, source: HostInput) -> bool:
+        """Let a source take what is there. False: it has ended, or failed."""
+        try:
+            return source.ready()
+        except Exception as error:
+            self.errors.append((source, error))
+            return False
