@@ -37,7 +37,15 @@ class KvmInterruptLine:
     def _set(self, level: int) -> None:
         if self.level == level:
             return
-        with self._lock:  # the level here and the level in KVM change together
-            if self.level != level:
+        with self._lock:
+            before = self.level
+            if before == level:
+                return
+            # First here, then in KVM: the guest's handler may run, and lower the line from another thread, before the
+            # ioctl that raised it has returned. It must find the new level and wait, not see "low already".
+            self.level = level
+            try:
                 self._vm.set_irq_line(self.gsi, level)
-                self.level = level
+            except BaseException:
+                self.level = before
+                raise
