@@ -4,21 +4,45 @@ import threading
 
 from kvmpy.kvm import Vm
 
-__all__ = ["KvmInterruptLine"]
+__all__ = ["InterruptPin", "KvmInterruptLine"]
+
+
+class InterruptPin:
+    """One input of the in-kernel PIC and IOAPIC (KVM_IRQ_LINE, KVM API 4.25): high while any line to it is high."""
+
+    __slots__ = ("_vm", "gsi", "lock", "raised")
+
+    def __init__(self, vm: Vm, gsi: int) -> None:
+        self._vm = vm
+        self.gsi = gsi
+        self.lock = threading.Lock()
+        self.raised = 0
+        """How many lines hold it high."""
+
+    def drive(self, change: int) -> None:
+        """One line more (1) or one less (-1) is high. With `lock` held."""
+        before = self.raised
+        # First here, then in KVM: the guest's handler may run, and lower the line from another thread, before the
+        # ioctl that raised it has returned. It must find the new level and wait, not see "low already".
+        self.raised = before + change
+        if bool(before) != bool(self.raised):
+            try:
+                self._vm.set_irq_line(self.gsi, int(self.raised > 0))
+            except BaseException:
+                self.raised = before
+                raise
 
 
 class KvmInterruptLine:
-    """One input of the in-kernel PIC and IOAPIC: a level that stays until it is lowered (KVM_IRQ_LINE, KVM API 4.25).
+    """One device's wire to a pin: a level that stays until it is lowered.
 
     Raising a line that is high, or lowering one that is low, costs no ioctl.
     """
 
-    __slots__ = ("_lock", "_vm", "gsi", "level")
+    __slots__ = ("_pin", "level")
 
-    def __init__(self, vm: Vm, gsi: int) -> None:
-        self._vm = vm
-        self._lock = threading.Lock()
-        self.gsi = gsi
+    def __init__(self, pin: InterruptPin) -> None:
+        self._pin = pin
         self.level = 0
 
     def raise_line(self) -> None:
@@ -37,15 +61,13 @@ class KvmInterruptLine:
     def _set(self, level: int) -> None:
         if self.level == level:
             return
-        with self._lock:
+        with self._pin.lock:
             before = self.level
             if before == level:
                 return
-            # First here, then in KVM: the guest's handler may run, and lower the line from another thread, before the
-            # ioctl that raised it has returned. It must find the new level and wait, not see "low already".
             self.level = level
             try:
-                self._vm.set_irq_line(self.gsi, level)
+                self._pin.drive(1 if level else -1)
             except BaseException:
                 self.level = before
                 raise

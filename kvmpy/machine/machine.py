@@ -10,7 +10,7 @@ from kvmpy.kvm import Kvm, Vcpu, Vm
 from kvmpy.machine.bus import Bus
 from kvmpy.machine.ctrl_c import CtrlC
 from kvmpy.machine.host_events import HostEvents
-from kvmpy.machine.interrupts import KvmInterruptLine
+from kvmpy.machine.interrupts import InterruptPin, KvmInterruptLine
 from kvmpy.machine.outcome import End, Outcome
 from kvmpy.machine.run_control import RunControl
 from kvmpy.machine.vcpu_runner import VcpuRunner
@@ -72,7 +72,7 @@ class Machine:
         self._control = RunControl()
         self._host_events = HostEvents()
         self._board = _Board(self)
-        self._lines: dict[int, KvmInterruptLine] = {}
+        self._pins: dict[int, InterruptPin] = {}
         self._threads: list[threading.Thread] = []
         self._lock = threading.RLock() if vcpus > 1 else None
         self._closed = False
@@ -199,13 +199,13 @@ class Machine:
             self.memory.check_free(region.start, region.length, region)
 
     def interrupt_line(self, number: int) -> InterruptLine:
-        """Interrupt input `number` (a GSI: 0 to 15 are the ISA IRQs) of the in-kernel controllers.
+        """A line to interrupt input `number` (a GSI: 0 to 15 are the ISA IRQs) of the in-kernel controllers.
 
-        A line that leads nowhere when the machine has no irqchip.
+        Several lines to one input are a wired OR. Without an irqchip the line leads nowhere.
         """
         if not self.vm.irqchip:
             return NULL_LINE
-        return self._lines.setdefault(number, KvmInterruptLine(self.vm, number))
+        return KvmInterruptLine(self._pins.setdefault(number, InterruptPin(self.vm, number)))
 
     @property
     def host_errors(self) -> "list[tuple[HostInput, Exception]]":

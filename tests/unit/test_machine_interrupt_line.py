@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from kvmpy import KvmError
-from kvmpy.machine.interrupts import KvmInterruptLine
+from kvmpy.machine.interrupts import InterruptPin, KvmInterruptLine
 
 
 class RecordingVm:
@@ -28,14 +28,28 @@ def vm() -> RecordingVm:
 
 
 @pytest.fixture
-def line(vm: RecordingVm) -> KvmInterruptLine:
-    return KvmInterruptLine(vm, 5)  # type: ignore[arg-type]
+def pin(vm: RecordingVm) -> InterruptPin:
+    return InterruptPin(vm, 5)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def line(pin: InterruptPin) -> KvmInterruptLine:
+    return KvmInterruptLine(pin)
 
 
 def test_a_line_tells_kvm_only_what_changes(vm: RecordingVm, line: KvmInterruptLine) -> None:
     for action in (line.lower_line, line.raise_line, line.raise_line, line.lower_line, line.lower_line, line.pulse):
         action()
     assert vm.levels == [1, 0, 1, 0]
+
+
+def test_a_pin_is_high_while_any_of_its_lines_is(vm: RecordingVm, pin: InterruptPin) -> None:
+    first, second = KvmInterruptLine(pin), KvmInterruptLine(pin)
+    for action in (first.raise_line, second.raise_line, first.lower_line):
+        action()
+    assert vm.levels == [1]
+    second.lower_line()
+    assert vm.levels == [1, 0]
 
 
 def test_a_guest_that_is_quicker_than_the_ioctl_gets_its_line_lowered(vm: RecordingVm, line: KvmInterruptLine) -> None:
