@@ -107,23 +107,40 @@ def injection(event: Event) -> Injection | None:
     return None
 
 
+def _protected_mode_ud2() -> tuple[Bytes, CpuState]:
+    """32-bit protected mode about to execute UD2, with gates for it and for #NP."""
+    memory = memory_with_handlers()
+    memory.data[0x1000:0x5000] = tables.tables().data[0x1000:0x5000]
+    for vector in (6, 11):
+        tables.gate32(memory, vector, offset=handler(vector))
+    memory.write(CODE, b"\x0f\x0b")
+    state = tables.protected()
+    state.regs.rip = CODE
+    return memory, state
+
+
 @cache
 def checks_descriptors() -> bool:
     """Whether events are delivered by a processor that looks at every bit of a gate and of a descriptor.
 
     kvm_pvm (KVM without VT-x or AMD-V below it) delivers in software: through a code segment that is not present, for
-    instance. It does not look at gate types (16-bit gates push 32 bits), rights, limits of segments and of the TSS, and
-    it makes #DF of whatever goes wrong, even where the second exception should be delivered instead.
+    instance. It does not look at gate types (16-bit gates push 32 bits), rights, limits of segments and of the TSS, it
+    takes the RPL of CS from the gate, and it makes #DF of whatever goes wrong, even where the second exception should
+    be delivered instead.
     """
-    memory = memory_with_handlers()
-    memory.data[0x1000:0x5000] = tables.tables().data[0x1000:0x5000]
+    memory, state = _protected_mode_ud2()
     tables.gate32(memory, 6, tables.ABSENT_CODE, handler(6))
-    tables.gate32(memory, 11, offset=handler(11))
-    memory.write(CODE, b"\x0f\x0b")
-    state = tables.protected()
-    state.regs.rip = CODE
     with processor() as machine:
         return machine.run(memory, state).state.regs.rip == handler(11) + 1
+
+
+@cache
+def keeps_alignment_check() -> bool:
+    """Whether RFLAGS.AC survives delivery, as it should outside real mode. kvm_pvm clears it."""
+    memory, state = _protected_mode_ud2()
+    state.regs.rflags |= Rflags.AC
+    with processor() as machine:
+        return bool(machine.run(memory, state).state.regs.rflags & Rflags.AC)
 
 
 @cache
@@ -138,8 +155,8 @@ def sets_ext_for_nested_exceptions() -> bool:
 def assert_agrees(memory: Bytes, state: CpuState, event: Event, seen: Seen, *, flags_differ: int = 0) -> None:
     """Fail with the whole story unless `seen` is what `deliver_with_escalation` says.
 
-    `flags_differ` are bits of the RFLAGS image on the stack that this host gets wrong. All memory below the page
-    tables is compared when the first attempt succeeds; a processor may leave parts of the frame of a failed one.
+    `flags_differ` are bits of RFLAGS that this host gets wrong. All memory below the page tables is compared when the
+    first attempt succeeds; a processor may leave parts of the frame of a failed one.
     """
     expected_memory = _memory(memory.data)
     outcome = deliver_with_escalation(expected_memory, state, event)
@@ -152,7 +169,7 @@ def assert_agrees(memory: Bytes, state: CpuState, event: Event, seen: Seen, *, f
         assert isinstance(last, Delivered), f"not a case to compare: {outcome}"
         if last.event.vector == DOUBLE_FAULT and len(outcome.steps) > 1:
             flags_differ |= Rflags.RF  # SDM vol. 3, 17.3.1.1 leaves open what an abort saves
-        found = _register_differences(last, seen.state)
+        found = _register_differences(last, seen.state, flags_differ)
         first = len(outcome.steps) == 1
         ext_differs = int(not first and not sets_ext_for_nested_exceptions())
         found += _memory_differences(last, expected_memory, seen, flags_differ, ext_differs, whole=first)
@@ -162,10 +179,13 @@ def assert_agrees(memory: Bytes, state: CpuState, event: Event, seen: Seen, *, f
         raise AssertionError("\n".join(story))
 
 
-def _register_differences(expected: Delivered, seen: CpuState) -> list[str]:
+def _register_differences(expected: Delivered, seen: CpuState, flags_differ: int) -> list[str]:
     found = []
     want = expected.state.copy()
     want.regs.rip += 1  # HLT
+    if not keeps_alignment_check():
+        flags_differ |= Rflags.AC
+    want.regs.rflags = want.regs.rflags & ~flags_differ | seen.regs.rflags & flags_differ
     for name, (here, there) in want.regs.differences(seen.regs).items():
         found.append(f"{name} {there:#x}, expected {here:#x}")
     if want.sregs.cr2 != seen.sregs.cr2:
