@@ -30,7 +30,7 @@ PROGRAM = f"""{PORTS}
 const unsigned table[] = {{ 3, 1, 4, 1, 5, 9, 2, 6 }};
 unsigned data[3] = {{ 0x100, 0x200, 0x300 }};
 unsigned char zeroes[0x3210];
-const char *const greeting = "greetings\\n";
+const char *volatile greeting = "greetings\\n";   /* a pointer in memory: gcc must not know it */
 
 static unsigned sum(const unsigned *values, unsigned count)
 {{ return count ? *values + sum(values + 1, count - 1) : 0; }}

@@ -152,6 +152,60 @@ def test_without_out2_no_interrupt_reaches_the_controller() -> None:
         assert machine.memory.read_u16(0x2000) == 0
 
 
+def test_a_handler_that_only_writes_is_called_again() -> None:
+    # The controller sees edges: the line must fall with the write, though THR is empty again at once.
+    source = f"""
+        {take_interrupts({4: "uart"})}
+        mov dx, 0x3fc; mov al, 0x08; out dx, al
+        mov dx, 0x3f9; mov al, 0x02; out dx, al
+        mov dx, 0x3f8
+        mov bl, 'a'
+    1:  sti
+        hlt
+        cli
+        cmp bl, 'k'
+        jne 1b
+        hlt
+    uart:
+        mov al, bl
+        out dx, al
+        inc bl
+        {END_OF_INTERRUPT}
+        iret"""
+    machine, console = machine_with(source, irqchip=True)
+    with machine:
+        assert machine.run(timeout=5).end is End.HALTED
+        assert console.text == "abcdefghij"
+
+
+@pytest.mark.parametrize("fcr", [0x00, 0xC1], ids=["no FIFO", "below the trigger level"])
+def test_a_handler_that_reads_one_byte_is_called_for_the_next(fcr: int) -> None:
+    source = f"""
+        mov di, 0x2000
+        {take_interrupts({4: "uart"})}
+        mov dx, 0x3fa; mov al, {fcr}; out dx, al
+        mov dx, 0x3fc; mov al, 0x08; out dx, al
+        mov dx, 0x3f9; mov al, 0x01; out dx, al
+        out 0x80, al                                # the host types
+        mov dx, 0x3f8
+    1:  sti
+        hlt
+        cli
+        cmp di, 0x200a
+        jne 1b
+        hlt
+    uart:
+        in al, dx
+        stosb
+        {END_OF_INTERRUPT}
+        iret"""
+    machine, console = machine_with(source, irqchip=True)
+    with machine:
+        machine.map_ports(0x80, 1, write=lambda offset, size, value: console.send(b"0123456789"))
+        assert machine.run(timeout=5).end is End.HALTED
+        assert machine.memory.read(0x2000, 10) == b"0123456789"
+
+
 BOTH_WAYS = f"""
     mov word ptr [0x2000], 0                    # bytes received, at 0x4000
     mov word ptr [0x2002], 0                    # bytes sent
