@@ -1,0 +1,1 @@
+"""What `kvmpy bench` runs: kvmpy against a plain C loop and QEMU, in one run, in turns."""

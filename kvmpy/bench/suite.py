@@ -1,0 +1,71 @@
+"""All benchmarks, by name, and what a run of them gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from kvmpy import __version__
+from kvmpy.bench import (
+    exit_cost,
+    interpreter_lock,
+    kick_latency,
+    process_start,
+    python_part,
+    register_access,
+    serial_output,
+    vm_lifecycle,
+)
+from kvmpy.bench.contenders import Contenders
+from kvmpy.bench.host import describe_host
+from kvmpy.bench.rows import Row
+from kvmpy.bench.session import Session
+
+__all__ = ["BENCHMARKS", "WITHOUT_KVM", "Results", "run_benchmarks"]
+
+BENCHMARKS: dict[str, Callable[[Session], list[Row]]] = {
+    # First, while this process is small and has no garbage.
+    "memory": vm_lifecycle.measure_memory,
+    "exits": exit_cost.measure,
+    "python": python_part.measure,
+    "serial": serial_output.measure,
+    "start": process_start.measure,
+    "lifecycle": vm_lifecycle.measure_rate,
+    "kicks": kick_latency.measure,
+    "lock": interpreter_lock.measure,
+    "registers": register_access.measure,
+}
+"""Name -> what measures its rows."""
+
+WITHOUT_KVM = {"python"}
+"""Benchmarks that need no /dev/kvm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What was measured, where, and what could not be compared with."""
+
+    host: dict[str, str]
+    rounds: int
+    rows: dict[str, list[Row]]
+    missing: dict[str, str]
+
+
+def run_benchmarks(
+    names: Iterable[str] = BENCHMARKS, *, rounds: int = 15, scale: float = 1.0, qemu: bool = True,
+    began: Callable[[str], None] = lambda name: None,
+) -> Results:  # fmt: skip
+    """Run the named benchmarks, one after the other; `began` is told the name of each. See `Session` for the rest.
+
+    Raises BenchError when a contender cannot be built or fails, KvmError when KVM refuses.
+    """
+    with Contenders(qemu=qemu) as contenders:
+        session = Session(contenders, rounds, scale)
+        host = {"kvmpy": __version__, **describe_host()}
+        if version := contenders.qemu_version():
+            host["QEMU"] = version
+        rows = {}
+        for name in names:
+            began(name)
+            rows[name] = BENCHMARKS[name](session)
+        return Results(host, rounds, rows, session.missing)
