@@ -3,6 +3,7 @@
 import ctypes
 
 from kvmpy.errors import KvmError
+from kvmpy.kvm.checked_struct import filled
 from kvmpy.kvm.descriptor import Descriptor
 
 __all__ = ["DeviceFd", "get_attribute", "has_attribute", "set_attribute"]
@@ -14,7 +15,7 @@ def set_attribute(descriptor: Descriptor, group: int, attribute: int, value: byt
 
     raw = value.to_bytes(8, "little") if isinstance(value, int) else value
     buffer = ctypes.create_string_buffer(raw, max(len(raw), 1))
-    request = kvm_device_attr(group=group, attr=attribute, addr=ctypes.addressof(buffer))
+    request = filled(kvm_device_attr, group=group, attr=attribute, addr=ctypes.addressof(buffer))
     descriptor.ioctl("KVM_SET_DEVICE_ATTR", request)
 
 
@@ -23,7 +24,7 @@ def get_attribute(descriptor: Descriptor, group: int, attribute: int, size: int 
     from kvmpy.abi.structs import kvm_device_attr
 
     buffer = ctypes.create_string_buffer(size)
-    request = kvm_device_attr(group=group, attr=attribute, addr=ctypes.addressof(buffer))
+    request = filled(kvm_device_attr, group=group, attr=attribute, addr=ctypes.addressof(buffer))
     descriptor.ioctl("KVM_GET_DEVICE_ATTR", request)
     return buffer.raw
 
@@ -33,7 +34,7 @@ def has_attribute(descriptor: Descriptor, group: int, attribute: int) -> bool:
     from kvmpy.abi.structs import kvm_device_attr
 
     try:
-        descriptor.ioctl("KVM_HAS_DEVICE_ATTR", kvm_device_attr(group=group, attr=attribute))
+        descriptor.ioctl("KVM_HAS_DEVICE_ATTR", filled(kvm_device_attr, group=group, attr=attribute))
     except KvmError:
         return False
     return True

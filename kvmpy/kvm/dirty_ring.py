@@ -37,7 +37,10 @@ class DirtyRing:
         self._entries = None
 
     def collect(self) -> list[tuple[int, int]]:
-        """(slot number, page offset in the slot) of every page written since the last call, oldest first."""
+        """(slot number, page offset in the slot) of every page written since the last call, oldest first.
+
+        A page that is written again may come again.
+        """
         pages: list[tuple[int, int]] = []
         entries = self._entries
         if entries is None:

@@ -4,6 +4,7 @@ import ctypes
 
 from kvmpy.abi.structs import kvm_msr_filter
 from kvmpy.errors import UsageError
+from kvmpy.kvm.checked_struct import fits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class MsrFilterRange:
             raise UsageError("an MSR filter range filters reads, writes, or both")
         if not 0 < count <= _MAX_BYTES * 8:
             raise UsageError(f"an MSR filter range covers 1 to {_MAX_BYTES * 8} MSRs, not {count}")
-        self.first = first
+        self.first = fits("first MSR", first, 32)
         self.count = count
         self.reads = reads
         self.writes = writes

@@ -5,7 +5,8 @@ Structures are the kernel's, as ctypes classes from `kvmpy.abi.structs`: get one
 
 import errno
 
-from kvmpy.errors import ClosedError, KvmError, RegisterValueError, UsageError
+from kvmpy.errors import ClosedError, KvmError, UsageError
+from kvmpy.kvm.checked_struct import filled, fits
 from kvmpy.kvm.descriptor import Descriptor
 
 TYPE_CHECKING = False
@@ -30,13 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["VcpuState"]
 
 _MSRS_AT_ONCE = 255  # MAX_IO_MSRS is 256, and KVM answers E2BIG from there on
-
-
-def _fits(what: str, value: int, bits: int) -> int:
-    """`value`, if it is an unsigned number of so many bits: ctypes would cut off the rest without a word."""
-    if not isinstance(value, int) or not 0 <= value < 1 << bits:
-        raise RegisterValueError(what, value, bits)
-    return value
 
 
 class VcpuState(Descriptor):
@@ -134,7 +128,7 @@ class VcpuState(Descriptor):
             part = wanted[start : start + _MSRS_AT_ONCE]
             table = sized(kvm_msrs, len(part))(nmsrs=len(part))
             for entry, index in zip(table.entries, part, strict=True):
-                entry.index = _fits("MSR number", index, 32)
+                entry.index = fits("MSR number", index, 32)
             done = self.ioctl("KVM_GET_MSRS", table)
             if done < len(part):
                 raise KvmError(
@@ -161,7 +155,7 @@ class VcpuState(Descriptor):
             part = values[start : start + _MSRS_AT_ONCE]
             table = sized(kvm_msrs, len(part))(nmsrs=len(part))
             for entry, (index, value) in zip(table.entries, part, strict=True):
-                entry.index, entry.data = _fits("MSR number", index, 32), _fits(f"MSR {index:#x}", value, 64)
+                entry.index, entry.data = fits("MSR number", index, 32), fits(f"MSR {index:#x}", value, 64)
             done = self.ioctl("KVM_SET_MSRS", table)
             if done < len(part):
                 return start + done
@@ -187,9 +181,9 @@ class VcpuState(Descriptor):
         """Have the guest take exception `vector` when it runs next, as if its next instruction had caused it."""
         events = self.get_events()
         events.exception.injected = 1
-        events.exception.nr = _fits("exception vector", vector, 5)
+        events.exception.nr = fits("exception vector", vector, 5)
         events.exception.has_error_code = error_code is not None
-        events.exception.error_code = _fits("error code", error_code or 0, 32)
+        events.exception.error_code = fits("error code", error_code or 0, 32)
         self.set_events(events)
 
     # CPUID
@@ -235,7 +229,7 @@ class VcpuState(Descriptor):
         """Set the multiprocessing state (section 4.39)."""
         from kvmpy.abi.structs import kvm_mp_state
 
-        self.ioctl("KVM_SET_MP_STATE", kvm_mp_state(mp_state=_fits("MP state", state, 32)))
+        self.ioctl("KVM_SET_MP_STATE", kvm_mp_state(mp_state=fits("MP state", state, 32)))
 
     def interrupt(self, vector: int) -> None:
         """Queue hardware interrupt `vector` (KVM_INTERRUPT, section 4.16), without an in-kernel irqchip.
@@ -244,7 +238,7 @@ class VcpuState(Descriptor):
         """
         from kvmpy.abi.structs import kvm_interrupt
 
-        self.ioctl("KVM_INTERRUPT", kvm_interrupt(irq=_fits("interrupt vector", vector, 8)))
+        self.ioctl("KVM_INTERRUPT", kvm_interrupt(irq=fits("interrupt vector", vector, 8)))
 
     def nmi(self) -> None:
         """Send a non-maskable interrupt (section 4.64)."""
@@ -260,10 +254,13 @@ class VcpuState(Descriptor):
         """KVM_SET_GUEST_DEBUG (section 4.87): `control` is KVM_GUESTDBG_*; `breakpoints` are DR0 to DR3, with `dr7`."""
         from kvmpy.abi.structs import kvm_guest_debug
 
-        debug = kvm_guest_debug(control=control)
-        for index, address in enumerate(breakpoints):
-            debug.arch.debugreg[index] = address
-        debug.arch.debugreg[7] = dr7
+        debug = filled(kvm_guest_debug, control=control)
+        addresses = list(breakpoints)
+        if len(addresses) > 4:
+            raise UsageError(f"there are four breakpoint registers, not {len(addresses)}")
+        for index, address in enumerate(addresses):
+            debug.arch.debugreg[index] = fits(f"breakpoint {index}", address, 64)
+        debug.arch.debugreg[7] = fits("dr7", dr7, 64)
         self.ioctl("KVM_SET_GUEST_DEBUG", debug)
 
     def single_step(self, on: bool = True) -> None:
@@ -279,7 +276,7 @@ class VcpuState(Descriptor):
         """
         from kvmpy.abi.structs import kvm_translation
 
-        translation = kvm_translation(linear_address=_fits("virtual address", virtual_address, 64))
+        translation = kvm_translation(linear_address=fits("virtual address", virtual_address, 64))
         self.ioctl("KVM_TRANSLATE", translation)
         return translation
 

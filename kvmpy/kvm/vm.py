@@ -1,8 +1,9 @@
 """A virtual machine: its vCPUs, and what does not belong to memory or interrupts (KVM API, chapter 4)."""
 
-import weakref
+from _weakref import ref  # weakref itself costs 1 ms of `import kvmpy`
 
 from kvmpy.errors import UsageError
+from kvmpy.kvm.checked_struct import filled
 from kvmpy.kvm.vcpu import Vcpu
 from kvmpy.kvm.vm_interrupts import VmInterrupts
 from kvmpy.kvm.vm_memory import VmMemory
@@ -37,7 +38,7 @@ class Vm(VmMemory, VmInterrupts, VmNotification):
         super().__init__(fd)
         self.kvm = kvm
         self.vcpus: tuple[Vcpu, ...] = ()
-        self._devices: list[weakref.ref[DeviceFd]] = []
+        self._devices: list[ref[DeviceFd]] = []
         self._vcpu_mmap_size = kvm.vcpu_mmap_size
         self._capabilities: dict[int, int] = {}
 
@@ -117,7 +118,7 @@ class Vm(VmMemory, VmInterrupts, VmNotification):
         """Set kvmclock (section 4.30), as after a pause or a restore."""
         from kvmpy.abi.structs import kvm_clock_data
 
-        self.ioctl("KVM_SET_CLOCK", kvm_clock_data(clock=nanoseconds))
+        self.ioctl("KVM_SET_CLOCK", filled(kvm_clock_data, clock=nanoseconds))
 
     def get_tsc_khz(self) -> int:
         """The TSC frequency in kHz of vCPUs to come (section 4.56)."""
@@ -150,10 +151,10 @@ class Vm(VmMemory, VmInterrupts, VmNotification):
         from kvmpy.abi.structs import kvm_create_device
         from kvmpy.kvm.device_fd import DeviceFd
 
-        request = kvm_create_device(type=type)
+        request = filled(kvm_create_device, type=type)
         self.ioctl("KVM_CREATE_DEVICE", request)
         device = DeviceFd(request.fd, type)
-        self._devices.append(weakref.ref(device))
+        self._devices.append(ref(device))
         return device
 
     def statistics(self) -> "Statistics":

@@ -1,6 +1,7 @@
 """Interrupt controllers and timers inside KVM, and the lines that lead to them (KVM API, 4.24 to 4.27, 4.52, 4.70)."""
 
 from kvmpy.errors import UsageError
+from kvmpy.kvm.checked_struct import filled, fits
 from kvmpy.kvm.descriptor import Descriptor
 
 TYPE_CHECKING = False
@@ -20,9 +21,9 @@ class IrqchipRoute:
     __slots__ = __match_args__ = ("gsi", "chip", "pin")
 
     def __init__(self, gsi: int, chip: int, pin: int) -> None:
-        self.gsi = gsi
-        self.chip = chip
-        self.pin = pin
+        self.gsi = fits("gsi", gsi, 32)
+        self.chip = fits("chip", chip, 32)
+        self.pin = fits("pin", pin, 32)
 
     def __repr__(self) -> str:
         return f"IrqchipRoute(gsi={self.gsi}, chip={self.chip}, pin={self.pin})"
@@ -34,9 +35,9 @@ class MsiRoute:
     __slots__ = __match_args__ = ("gsi", "address", "data")
 
     def __init__(self, gsi: int, address: int, data: int) -> None:
-        self.gsi = gsi
-        self.address = address
-        self.data = data
+        self.gsi = fits("gsi", gsi, 32)
+        self.address = fits("MSI address", address, 64)
+        self.data = fits("MSI data", data, 32)
 
     def __repr__(self) -> str:
         return f"MsiRoute(gsi={self.gsi}, address={self.address:#x}, data={self.data:#x})"
@@ -70,7 +71,7 @@ class VmInterrupts(Descriptor):
         """The 8254 timer at ports 0x40 to 0x43, and port 0x61 with `speaker_port` (KVM_CREATE_PIT2, section 4.71)."""
         from kvmpy.abi.structs import kvm_pit_config
 
-        self.ioctl("KVM_CREATE_PIT2", kvm_pit_config(flags=1 if speaker_port else 0))
+        self.ioctl("KVM_CREATE_PIT2", filled(kvm_pit_config, flags=1 if speaker_port else 0))
 
     def set_tss_address(self, address: int) -> None:
         """Three free pages below 4 GiB that VT-x without unrestricted guest needs (KVM_SET_TSS_ADDR, section 4.36)."""
@@ -81,13 +82,13 @@ class VmInterrupts(Descriptor):
         import ctypes
 
         self._before_vcpus("set_identity_map_address")
-        self.ioctl("KVM_SET_IDENTITY_MAP_ADDR", ctypes.c_uint64(address))
+        self.ioctl("KVM_SET_IDENTITY_MAP_ADDR", ctypes.c_uint64(fits("identity map address", address, 64)))
 
     def get_irqchip(self, chip: int) -> "kvm_irqchip":
         """State of a controller: 0 and 1 the PICs, 2 the IOAPIC (section 4.26)."""
         from kvmpy.abi.structs import kvm_irqchip
 
-        state = kvm_irqchip(chip_id=chip)
+        state = filled(kvm_irqchip, chip_id=chip)
         self.ioctl("KVM_GET_IRQCHIP", state)
         return state
 
@@ -113,16 +114,16 @@ class VmInterrupts(Descriptor):
         """Drive an interrupt line high (1) or low (0) (KVM_IRQ_LINE, section 4.25)."""
         from kvmpy.abi.structs import kvm_irq_level
 
-        request = kvm_irq_level(level=level)
-        request.irq = gsi
+        request = filled(kvm_irq_level, level=level)
+        request.irq = fits("gsi", gsi, 32)
         self.ioctl("KVM_IRQ_LINE", request)
 
     def set_irq_line_status(self, gsi: int, level: int) -> int:
         """The same, and what became of it: 1 delivered, 0 coalesced with one that waits, -1 masked (section 4.25)."""
         from kvmpy.abi.structs import kvm_irq_level
 
-        request = kvm_irq_level(level=level)
-        request.irq = gsi
+        request = filled(kvm_irq_level, level=level)
+        request.irq = fits("gsi", gsi, 32)
         self.ioctl("KVM_IRQ_LINE_STATUS", request)
         return int(request.status)
 
@@ -130,7 +131,7 @@ class VmInterrupts(Descriptor):
         """Send a message-signalled interrupt; False when the guest blocked it (KVM_SIGNAL_MSI, section 4.70)."""
         from kvmpy.abi.structs import kvm_msi
 
-        message = kvm_msi(address_lo=address & 0xFFFF_FFFF, address_hi=address >> 32, data=data)
+        message = filled(kvm_msi, address_lo=address & 0xFFFF_FFFF, address_hi=address >> 32, data=data)
         return self.ioctl("KVM_SIGNAL_MSI", message) > 0
 
     def set_gsi_routing(self, routes: "Iterable[IrqchipRoute | MsiRoute]") -> None:

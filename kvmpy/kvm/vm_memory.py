@@ -4,6 +4,7 @@ import ctypes
 
 from kvmpy.abi.structs.registers import kvm_userspace_memory_region
 from kvmpy.errors import UsageError
+from kvmpy.kvm.checked_struct import filled
 from kvmpy.kvm.descriptor import Descriptor
 from kvmpy.memory import GuestMemory, MemoryRegion
 from kvmpy.memory.region import PAGE, check_range
@@ -101,7 +102,7 @@ class VmMemory(Descriptor):
         """The descriptor of a new guest_memfd of `size` bytes (section 4.142), which the caller closes."""
         from kvmpy.abi.structs import kvm_create_guest_memfd
 
-        return self.ioctl("KVM_CREATE_GUEST_MEMFD", kvm_create_guest_memfd(size=size, flags=flags))
+        return self.ioctl("KVM_CREATE_GUEST_MEMFD", filled(kvm_create_guest_memfd, size=size, flags=flags))
 
     def add_guest_memfd(self, region: MemoryRegion, memfd: int, offset: int = 0) -> MemoryRegion:
         """A region whose private pages live in a guest_memfd (KVM_SET_USER_MEMORY_REGION2, section 4.140)."""
@@ -191,7 +192,7 @@ class VmMemory(Descriptor):
 
         buffer = ctypes.create_string_buffer(bitmap)
         pages = min(len(bitmap) * 8, region.size // PAGE - first_page)
-        request = kvm_clear_dirty_log(slot=self._slot(region).number, num_pages=pages, first_page=first_page)
+        request = filled(kvm_clear_dirty_log, slot=self._slot(region).number, num_pages=pages, first_page=first_page)
         request.dirty_bitmap = ctypes.addressof(buffer)
         self.ioctl("KVM_CLEAR_DIRTY_LOG", request)
 
@@ -199,7 +200,8 @@ class VmMemory(Descriptor):
         """Give every vCPU to come a dirty ring of `size` bytes, a power of two (KVM_CAP_DIRTY_LOG_RING, section 8.29).
 
         Before the first vCPU. Then `kvmpy.kvm.dirty_ring.DirtyRing(vcpu)` reads the vCPU's ring, and `dirty_bitmap` is
-        no longer there.
+        no longer there. KVM stops a vCPU 64 entries before its ring is full, but a KVM that emulates looks only every
+        1,024 instructions and may run over the end of a small one: 64 KiB are safe.
         """
         from kvmpy.abi.capabilities import Cap
         from kvmpy.kvm.capability import enable_cap

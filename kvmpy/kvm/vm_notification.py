@@ -1,5 +1,6 @@
 """Guest accesses that do not end KVM_RUN, and interrupts without an ioctl: eventfds and coalesced rings."""
 
+from kvmpy.kvm.checked_struct import filled, fits
 from kvmpy.kvm.descriptor import Descriptor
 
 __all__ = ["VmNotification"]
@@ -29,8 +30,10 @@ class VmNotification(Descriptor):
     def _ioeventfd(self, eventfd: int, address: int, size: int, port: bool, match: int | None, flags: int) -> None:
         from kvmpy.abi.structs import kvm_ioeventfd
 
+        if match is not None:
+            fits("match", match, 8 * size if size in (1, 2, 4) else 64)
         flags |= (_PIO if port else 0) | (0 if match is None else _DATAMATCH)
-        request = kvm_ioeventfd(addr=address, len=size, fd=eventfd, flags=flags, datamatch=match or 0)
+        request = filled(kvm_ioeventfd, addr=address, len=size, fd=eventfd, flags=flags, datamatch=match or 0)
         self.ioctl("KVM_IOEVENTFD", request)
 
     def add_irqfd(self, eventfd: int, gsi: int, *, resample: int | None = None) -> None:
@@ -40,7 +43,7 @@ class VmNotification(Descriptor):
         """
         from kvmpy.abi.structs import kvm_irqfd
 
-        request = kvm_irqfd(fd=eventfd, gsi=gsi)
+        request = filled(kvm_irqfd, fd=eventfd, gsi=gsi)
         if resample is not None:
             request.flags, request.resamplefd = _IRQFD_RESAMPLE, resample
         self.ioctl("KVM_IRQFD", request)
@@ -49,7 +52,7 @@ class VmNotification(Descriptor):
         """Undo `add_irqfd`."""
         from kvmpy.abi.structs import kvm_irqfd
 
-        self.ioctl("KVM_IRQFD", kvm_irqfd(fd=eventfd, gsi=gsi, flags=_IRQFD_DEASSIGN))
+        self.ioctl("KVM_IRQFD", filled(kvm_irqfd, fd=eventfd, gsi=gsi, flags=_IRQFD_DEASSIGN))
 
     def coalesce_writes(self, address: int, size: int, *, port: bool = False) -> None:
         """Queue guest writes to a range instead of exiting (KVM_REGISTER_COALESCED_MMIO, section 4.116).
@@ -65,6 +68,6 @@ class VmNotification(Descriptor):
     def _coalesce(self, ioctl: str, address: int, size: int, port: bool) -> None:
         from kvmpy.abi.structs import kvm_coalesced_mmio_zone
 
-        zone = kvm_coalesced_mmio_zone(addr=address, size=size)
+        zone = filled(kvm_coalesced_mmio_zone, addr=address, size=size)
         zone.pio = port
         self.ioctl(ioctl, zone)

@@ -48,7 +48,7 @@ class GuestMemory:
         """Raise OverlapError when a region lies in `size` bytes from `address` on."""
         for other in self.regions:
             if address < other.end and other.address < address + size and other is not new:
-                raise OverlapError(repr(new), repr(other))
+                raise OverlapError(str(new), str(other))
 
     def _set(self, regions: tuple[MemoryRegion, ...]) -> None:
         # New tuples instead of changed lists: a reader in another thread sees the old map or the new one.
