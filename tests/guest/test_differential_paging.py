@@ -294,6 +294,29 @@ def test_every_kind_of_access_to_every_kind_of_page(large: bool, lacking: int, n
                     compare(vcpu, Attempt(ring, access, write_protect), mapping.address, 0x33)
 
 
+def reserved_bits(level: str, large: bool) -> list[int]:
+    """The bits of an entry that must be 0, XD without EFER.NXE included."""
+    bits = [XD, *(1 << bit for bit in range(physical_bits(), 52))]
+    if level == "pml4e" or (level == "pdpte" and not gigabyte_pages_work()):
+        bits.append(PS)
+    if level == "pde" and large:
+        bits += [1 << bit for bit in range(13, 21)]
+    return bits
+
+
+@pytest.mark.parametrize(
+    ("level", "large"), [("pml4e", False), ("pdpte", False), ("pde", False), ("pde", True), ("pte", False)]
+)
+def test_every_reserved_bit(level: str, large: bool) -> None:
+    mapping = good_mapping(large=large)
+    for bit in reserved_bits(level, large):
+        with guest(replace(mapping, **{level: getattr(mapping, level) | bit})) as vcpu:
+            for attempt in (Attempt(no_execute=False), Attempt(3, Access.WRITE, no_execute=False)):
+                expected, _ = expectation(vcpu, attempt, state_for(attempt, mapping.address))
+                assert f"error code {9 if attempt.ring == 0 else 15:#x}" in expected
+                compare(vcpu, attempt, mapping.address, 0x55)
+
+
 @pytest.mark.parametrize("alignment_check", [False, True], ids=["AC=0", "AC=1"])
 @pytest.mark.parametrize("feature", ["smep", "smap"])
 @pytest.mark.parametrize("user", [False, True], ids=["supervisor page", "user page"])

@@ -82,7 +82,7 @@ def test_real_mode_at(place: str) -> None:
     with Kvm() as kvm, kvm.create_vm() as vm:
         vm.add_ram(0, size=2 * MiB)
         vm.memory.write(linear, code)
-        data = state.sregs.ds.base + 0x20
+        data = 16 * arguments.get("data_segment", state.sregs.cs.selector) + 0x20
         expected_byte = vm.memory.read_u8(data)
         written, end, vcpu = run(vm, state)
         assert end == Hlt()
