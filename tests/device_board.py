@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kvmpy.devices.host_input import HostInput
+
 
 class RecordingLine:
     """An interrupt line that remembers its level and every change it was told."""
@@ -30,6 +32,7 @@ class RecordingBoard:
     def __init__(self) -> None:
         self.lines: dict[int, RecordingLine] = {}
         self.ended: list[tuple[str, int | None]] = []
+        self.inputs: list[HostInput] = []
 
     def interrupt_line(self, number: int) -> RecordingLine:
         return self.lines.setdefault(number, RecordingLine())
@@ -42,3 +45,9 @@ class RecordingBoard:
 
     def exit(self, code: int, source: str) -> None:
         self.ended.append(("exit", code))
+
+    def listen(self, source: HostInput) -> None:
+        self.inputs.append(source)
+
+    def forget(self, source: HostInput) -> None:
+        self.inputs.remove(source)

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from kvmpy.devices.host_input import HostInput
+
 __all__ = ["NULL_LINE", "Board", "Device", "InterruptLine", "Region"]
 
 ReadHandler = Callable[[int, int], int]
@@ -46,6 +48,10 @@ class Board(Protocol):
     def reset(self, source: str) -> None: ...
     def shutdown(self, source: str) -> None: ...
     def exit(self, code: int, source: str) -> None: ...
+
+    # Have a source's `ready()` called whenever it can be read, or no longer.
+    def listen(self, source: HostInput) -> None: ...
+    def forget(self, source: HostInput) -> None: ...
 
 
 class Region:

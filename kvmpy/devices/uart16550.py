@@ -12,7 +12,7 @@ from collections import deque
 from typing import Any
 
 from kvmpy.devices.console_output import ConsoleOutput, Sink
-from kvmpy.devices.device import Device, Region
+from kvmpy.devices.device import Board, Device, Region
 from kvmpy.devices.host_input import HasFileno, HostInput, InputStream
 from kvmpy.devices.uart16550_registers import (
     FIFO_SIZE,
@@ -301,8 +301,18 @@ class Uart16550(ConsoleOutput, Device):
             self._update()
 
     def connect_input(self, source: HasFileno | int | None) -> None:
-        """Take input from a file object, socket or terminal: `host_input` is what the machine's input thread polls."""
-        self.host_input = None if source is None else InputStream(source, self.send)
+        """Take input from a file object, socket or terminal from now on; None: only from `send`."""
+        before, self.host_input = self.host_input, None if source is None else InputStream(source, self.send)
+        if self.board is not None:
+            if before is not None:
+                self.board.forget(before)
+            if self.host_input is not None:
+                self.board.listen(self.host_input)
+
+    def attach(self, board: Board) -> None:
+        super().attach(board)
+        if self.host_input is not None:
+            board.listen(self.host_input)
 
     # --- life -------------------------------------------------------------------------------------------------------
 

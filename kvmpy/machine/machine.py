@@ -166,9 +166,6 @@ class Machine:
                 bus.remove(region)
             raise
         self.devices.append(device)
-        source = getattr(device, "host_input", None)
-        if source is not None:
-            self._host_events.add(source)
         return device
 
     def map_ports(
@@ -364,3 +361,9 @@ class _Board:
 
     def exit(self, code: int, source: str) -> None:
         self._machine._control.finish(Outcome(End.EXITED, source, code=code))
+
+    def listen(self, source: "HostInput") -> None:
+        self._machine._host_events.add(source)
+
+    def forget(self, source: "HostInput") -> None:
+        self._machine._host_events.remove(source)

@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+import time
 import tty
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -408,3 +409,35 @@ def wait_until(holds: Callable[[], bool]) -> None:
     """Until `holds()`; the deadline of the test limits it."""
     while not holds():
         threading.Event().wait(0.001)
+
+
+def test_input_may_be_connected_to_a_device_that_is_plugged_in_and_changed_later() -> None:
+    first, second = os.pipe(), os.pipe()
+    try:
+        with Machine(memory=64 * 1024) as machine:
+            console = machine.add(Uart16550())
+            console.connect_input(first[0])
+            os.write(first[1], b"one")
+            wait_until(lambda: console.unread == 3)
+            console.connect_input(second[0])
+            os.write(first[1], b"nobody reads this")
+            os.write(second[1], b"two!")
+            wait_until(lambda: console.unread == 7)
+            time.sleep(0.02)
+            assert console.unread == 7
+    finally:
+        for fd in (*first, *second):
+            os.close(fd)
+
+
+def test_a_device_whose_input_cannot_be_polled_is_not_plugged_in() -> None:
+    end = os.pipe()
+    console = Uart16550()
+    console.connect_input(end[0])
+    os.close(end[0])
+    os.close(end[1])
+    with Machine(memory=64 * 1024) as machine:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            machine.add(console)
+        assert machine.devices == []
+        assert machine.ports.find(0x3F8) is None
