@@ -431,12 +431,12 @@ def test_input_may_be_connected_to_a_device_that_is_plugged_in_and_changed_later
 
 
 def test_a_device_whose_input_cannot_be_polled_is_not_plugged_in() -> None:
-    end = os.pipe()
     console = Uart16550()
-    console.connect_input(end[0])
-    os.close(end[0])
-    os.close(end[1])
     with Machine(memory=64 * 1024) as machine:
+        end = os.pipe()
+        console.connect_input(end[0])
+        os.close(end[0])
+        os.close(end[1])
         with pytest.raises(OSError, match="Bad file descriptor"):
             machine.add(console)
         assert machine.devices == []
