@@ -27,6 +27,7 @@ _CONTROL_REGISTERS = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")
 # Offsets in struct kvm_sregs: eight struct kvm_segment of 24 bytes, two struct kvm_dtable of 16, then u64 fields.
 _SEGMENT_SIZE, _TABLES, _CONTROL, _INTERRUPTS, SREGS_SIZE = 24, 192, 224, 280, 312
 _SEGMENT_WIDTHS = {"base": 64, "limit": 32, "selector": 16, "type": 4, "dpl": 2}
+_SEGMENT_FIELDS = tuple((field, _SEGMENT_WIDTHS.get(field, 1)) for field in Segment.__slots__)
 
 
 def _general(index: int, name: str) -> property:
@@ -95,8 +96,10 @@ def _check(name: str, value: object, bits: int) -> None:
 def _check_segment(name: str, value: object) -> None:
     if not isinstance(value, Segment):
         raise UsageError(f"{name} takes a kvmpy.x86.registers.Segment, not {value!r}")
-    for field in Segment.__slots__:
-        _check(f"{name}.{field}", getattr(value, field), _SEGMENT_WIDTHS.get(field, 1))
+    for field, bits in _SEGMENT_FIELDS:
+        content = getattr(value, field)
+        if not isinstance(content, int) or content < 0 or content >> bits:
+            raise RegisterValueError(f"{name}.{field}", content, bits)
 
 
 def _check_table(name: str, value: object) -> None:
