@@ -27,7 +27,7 @@ from kvmpy.x86.flags import Cr0, Cr4, Efer, Rflags
 from kvmpy.x86.page_walk import Access, page_fault, translate, walk
 from kvmpy.x86.registers import CpuState
 
-EXAMPLES = 150 if PROFILE == "dev" else 2500
+EXAMPLES = 150 if PROFILE == "dev" else 800
 
 CODE, USER_CODE, HANDLERS = 0x6000, 0x7000, 0xC000
 PML4, FIXED, PDPT, PD, PT = 0x1_0000, 0x1_1000, 0x1_4000, 0x1_5000, 0x1_6000
