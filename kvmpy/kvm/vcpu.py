@@ -124,7 +124,7 @@ class Vcpu(VcpuRegisters):
         self._regs.drop()
         self._sregs.drop()
         self._sync.close(repr(self))
-        self.enter = raw_ioctl
+        self.enter, self.entry = raw_ioctl, (-1, KVM_RUN, 0)
         self.page.drop()
         self.page = ClosedRunPage(repr(self))  # type: ignore[assignment]
         self._vm = None
@@ -148,10 +148,11 @@ class Vcpu(VcpuRegisters):
     def run(self, timeout: float | None = None) -> Exit:
         """Enter the guest and answer with the next exit.
 
-        EINTR is an `Interrupted` exit: after `kick()`, after a signal, or when `timeout` seconds are over
-        (`timed_out`). A KeyboardInterrupt surfaces between exits: one that has already happened comes with the next
-        call, and `last_exit` keeps the last one. Raises KvmError when KVM_RUN fails, EntryRefusedError when the
-        registers that were set break KVM's rules, VcpuBusyError when another thread runs this vCPU.
+        EINTR is an `Interrupted` exit: after `kick()`, after a signal to this thread, or when `timeout` seconds are
+        over (`timed_out`). A signal handler that wants to end the run for sure calls `kick()`, or raises: what it
+        raises, KeyboardInterrupt too, surfaces between exits, and an exit that has already happened comes with the next
+        call. Raises KvmError when KVM_RUN fails, EntryRefusedError when the registers that were set break KVM's rules,
+        VcpuBusyError when another thread runs this vCPU.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         thread = get_ident()

@@ -210,14 +210,14 @@ def test_a_vm_lives_on_without_its_kvm() -> None:
 
 def test_the_number_of_a_closed_descriptor_may_belong_to_another_file() -> None:
     with guest("hlt") as vcpu:
-        enter, entry, number = vcpu.enter, vcpu.entry, vcpu.fileno()
+        number = vcpu.fileno()
         vcpu.close()
-        with Kvm() as kvm:
-            # Whoever kept the prebuilt call of the run loop must not reach what has the number now.
-            other = kvm.create_vm()
-            assert number in (kvm.fileno(), other.fileno())
-            assert enter(*entry) < 0
-            other.close()
+        with empty_vm() as vm:
+            other = start(vm, "hlt")
+            assert number in (vm.kvm.fileno(), vm.fileno(), other.fileno())
+            # The prebuilt call of the run loop must not reach what has the number now.
+            assert vcpu.enter(*vcpu.entry) < 0
+            assert other.regs.rip == 0x1000
 
 
 def forget_kvm(vm: Vm) -> None:

@@ -433,14 +433,37 @@ def test_a_guest_survives_many_timeouts() -> None:
 
 def test_a_signal_with_a_handler_of_its_own_is_an_interruption() -> None:
     calls = []
+    done = threading.Event()
+
+    def send() -> None:
+        # More than one: a signal that comes together with a tick of the timer is taken for the tick.
+        while not done.wait(0.007):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
     previous = signal.signal(signal.SIGUSR1, lambda *_: calls.append(1))
+    sender = threading.Thread(target=send)
     try:
         with guest("1: jmp 1b") as vcpu:
-            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+            sender.start()
             assert vcpu.run(timeout=PATIENCE) == Interrupted(False)
-            assert calls == [1]
+            assert calls
     finally:
+        done.set()
+        sender.join()
         signal.signal(signal.SIGUSR1, previous)
+
+
+def test_a_handler_that_kicks_ends_the_run_whichever_thread_got_the_signal() -> None:
+    with guest("1: jmp 1b") as vcpu:
+        previous = signal.signal(signal.SIGUSR1, lambda *_: vcpu.kick())
+        other = threading.Thread(target=time.sleep, args=(0.3,))
+        try:
+            other.start()
+            threading.Timer(0.05, signal.pthread_kill, (other.ident or 0, signal.SIGUSR1)).start()
+            assert vcpu.run(timeout=PATIENCE) == Interrupted(False)
+        finally:
+            other.join()
+            signal.signal(signal.SIGUSR1, previous)
 
 
 def test_a_handler_that_raises_ends_run_and_nothing_is_lost() -> None:
