@@ -31,16 +31,30 @@ class Bus:
         """Counts up when regions come or go: resolved handlers of an older map are void."""
 
     def add(self, region: Region) -> None:
-        """Claim a range. Raises OverlapError naming both owners, UsageError when it is empty or does not fit."""
+        """Claim a range. Raises OverlapError naming both owners, and what `check` raises."""
+        self.check(region)
         end = region.start + region.length
-        if region.length <= 0 or region.start < 0 or end > self.limit:
-            raise UsageError(f"{region!r} does not fit the {self.kind} space, which ends at {self.limit - 1:#x}")
         for other in self.regions:
             if region.start < other.start + other.length and other.start < end:
                 raise OverlapError(repr(region), repr(other))
         regions = list(self.regions)
         insort(regions, region, key=lambda other: other.start)
         self._set(regions)
+
+    def check(self, region: Region) -> None:
+        """Raise UsageError for a region that is empty or outside of this space, or whose handlers are no functions."""
+        start, length = region.start, region.length
+        if not isinstance(start, int) or not isinstance(length, int):
+            raise UsageError(f"{region.name}: a {self.kind} range is two numbers, not {start!r} and {length!r}")
+        if length <= 0:
+            raise UsageError(f"{region.name}: a {self.kind} range of {length} at {start:#x} is empty")
+        if region.start < 0 or region.start + region.length > self.limit:
+            raise UsageError(f"{region!r} does not fit the {self.kind} space, which ends at {self.limit - 1:#x}")
+        if region.width not in (1, 2, 4, 8):
+            raise UsageError(f"{region!r}: a device is 1, 2, 4 or 8 bytes wide, not {region.width!r}")
+        for handler in (region.read, region.write):
+            if handler is not None and not callable(handler):
+                raise UsageError(f"{region!r}: a handler is a function, not {handler!r}")
 
     def remove(self, region: Region) -> None:
         """Give a range up."""

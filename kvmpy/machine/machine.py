@@ -4,6 +4,7 @@ import threading
 import time
 from contextlib import contextmanager
 
+from kvmpy._exit import Exit
 from kvmpy.devices.device import NULL_LINE, Device, InterruptLine, Region
 from kvmpy.errors import ClosedError, GuestFailed, UsageError
 from kvmpy.kvm import Kvm, Vcpu, Vm
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Self, TypeVar
 
-    from kvmpy._exit import Exit
     from kvmpy.boot.image import Entry, Image
     from kvmpy.devices.device import ReadHandler, WriteHandler
     from kvmpy.devices.host_input import HostInput
@@ -61,8 +61,10 @@ class Machine:
         cpuid: "CpuidTable | None" = None,
         kvm: Kvm | None = None,
     ) -> None:
-        if vcpus < 1:
-            raise UsageError(f"a machine needs at least one vCPU, not {vcpus}")
+        if not isinstance(vcpus, int) or vcpus < 1:
+            raise UsageError(f"a machine needs at least one vCPU, not {vcpus!r}")
+        if not isinstance(memory, int):
+            raise UsageError(f"memory is a number of bytes, such as 16 * MiB, not {memory!r}")
         self._owns_kvm = kvm is None
         self.kvm = kvm if kvm is not None else Kvm()
         self.ports = Bus("port", 1 << 16)
@@ -151,19 +153,19 @@ class Machine:
 
         Raises OverlapError naming both owners when a range is taken, UsageError when the device is plugged in already.
         """
+        if isinstance(device, type) or not hasattr(device, "regions"):
+            raise UsageError(f"add() takes a device, such as Uart16550(), not {device!r}")
         if any(device is other for other in self.devices):
             raise UsageError(f"{device.name} is plugged in already")
-        added: list[tuple[Bus, Region]] = []
+        added: list[Region] = []
         try:
             for region in device.regions():
-                bus = self.ports if region.kind == "port" else self.mmio
-                self._check_no_memory(region)
-                bus.add(region)
-                added.append((bus, region))
+                self._claim(region)
+                added.append(region)
             device.attach(self._board)
         except BaseException:
-            for bus, region in added:
-                bus.remove(region)
+            for region in added:
+                self._bus(region).remove(region)
             raise
         self.devices.append(device)
         return device
@@ -177,29 +179,36 @@ class Machine:
         Without `read`, reads give all ones; without `write`, writes are lost. `width` is the widest access taken at
         once.
         """
-        region = Region("port", first, count, name, read, write, width=width)
-        self.ports.add(region)
-        return region
+        return self._claim(Region("port", first, count, name, read, write, width=width))
 
     def map_mmio(
         self, address: int, size: int, *, read: "ReadHandler | None" = None, write: "WriteHandler | None" = None,
         name: str = "mmio", width: int = 8,
     ) -> Region:  # fmt: skip
-        """The same for guest-physical addresses, which must not be RAM: accesses to RAM never leave the guest."""
-        region = Region("mmio", address, size, name, read, write, width=width)
-        self._check_no_memory(region)
-        self.mmio.add(region)
-        return region
+        """Answer `size` bytes of guest-physical addresses from `address` on, as `map_ports` does for ports.
 
-    def _check_no_memory(self, region: Region) -> None:
-        if region.kind == "mmio":
+        They must not be RAM: accesses to RAM never leave the guest.
+        """
+        return self._claim(Region("mmio", address, size, name, read, write, width=width))
+
+    def _bus(self, region: Region) -> Bus:
+        return self.ports if region.kind == "port" else self.mmio
+
+    def _claim(self, region: Region) -> Region:
+        bus = self._bus(region)
+        bus.check(region)
+        if bus is self.mmio:
             self.memory.check_free(region.start, region.length, region)
+        bus.add(region)
+        return region
 
     def interrupt_line(self, number: int) -> InterruptLine:
         """A line to interrupt input `number` (a GSI: 0 to 15 are the ISA IRQs) of the in-kernel controllers.
 
         Several lines to one input are a wired OR. Without an irqchip the line leads nowhere.
         """
+        if not isinstance(number, int) or number < 0:
+            raise UsageError(f"an interrupt input is a number from 0 on, not {number!r}")
         if not self.vm.irqchip:
             return NULL_LINE
         return KvmInterruptLine(self._pins.setdefault(number, InterruptPin(self.vm, number)))
@@ -215,6 +224,8 @@ class Machine:
 
     def load(self, image: "Image") -> "Entry":
         """Put an image into memory and set the first processor to its start. Raises ImageError when it does not fit."""
+        if not hasattr(image, "memory_needs"):
+            raise UsageError(f"load() takes an image, such as FlatImage(...) or ElfImage(...), not {_brief(image)}")
         for rom in image.memory_needs():
             if rom.read_only:
                 self.vm.add_rom(rom.address, rom.data, name=rom.name)
@@ -225,11 +236,13 @@ class Machine:
         self.vcpus[0].set_cpu_state(self.entry.state)
         return self.entry
 
-    def on_exit(self, kind: "type[Exit]", handler: "Callable[[Vcpu, Any], Outcome | None]") -> None:
+    def on_exit(self, kind: type[Exit], handler: "Callable[[Vcpu, Any], Outcome | None]") -> None:
         """Call `handler(vcpu, exit)` for exits of a class that no device answers, such as `RdMsr` or `Debug`.
 
         It answers None to let the guest go on, or an `Outcome` to end the run.
         """
+        if not (isinstance(kind, type) and issubclass(kind, Exit)) or not callable(handler):
+            raise UsageError(f"on_exit() takes a class of kvmpy.exits and a function, not {kind!r} and {handler!r}")
         for runner in self._runners:
             runner.exit_handlers[kind] = handler
 
@@ -325,6 +338,8 @@ class Machine:
     def _begin(self, timeout: float | None) -> None:
         if self._closed:
             raise ClosedError("the machine is closed")
+        if timeout is not None and not (isinstance(timeout, (int, float)) and timeout == timeout):  # NaN is not
+            raise UsageError(f"a timeout is a number of seconds, or None, not {timeout!r}")
         deadline = None if timeout is None else time.monotonic() + timeout
         self._control.begin(self.vcpus, deadline, timeout or 0.0)
 
@@ -342,6 +357,12 @@ class Machine:
         if check and not outcome.ok:
             raise GuestFailed(outcome)
         return outcome
+
+
+def _brief(value: object) -> str:
+    """What somebody passed by mistake, which may be a whole image."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 class _Board:

@@ -68,7 +68,9 @@ class VcpuRunner:
             if control.leaving:
                 return True
             if control.deadline is not None and time.monotonic() >= control.deadline:
-                control.finish(Outcome(End.TIMEOUT, f"the guest did not end within {control.timeout:g} seconds"))
+                place = f"vCPU {vcpu.id} is at rip {vcpu.regs.rip:#x}"
+                message = f"the guest did not end within {control.timeout:g} seconds; {place}"
+                control.finish(Outcome(End.TIMEOUT, message, vcpu=vcpu.id))
                 return True
             if control.pausing:
                 vcpu.release()
@@ -136,6 +138,8 @@ class VcpuRunner:
                 return None
             case exits.InternalError(suberror=1, instruction=instruction) if instruction:
                 message = f"KVM cannot emulate the instruction at rip {vcpu.regs.rip:#x}: {instruction.hex(' ')} ..."
+            case exits.InternalError(suberror=1) if _is_after_reset(vcpu):
+                message = "there is no code at the reset vector, 0xfffffff0: load an image, or set a mode, before run()"
             case exits.InternalError():
                 message = f"KVM internal error {event.name} at rip {vcpu.regs.rip:#x}, data {event.data}"
             case exits.FailEntry(hardware_reason=reason):
@@ -144,3 +148,8 @@ class VcpuRunner:
             case _:
                 message = f"nobody handles {event!r}; Machine.on_exit can"
         return Outcome(End.FAILED, message, exit=event, vcpu=vcpu.id)
+
+
+def _is_after_reset(vcpu: Vcpu) -> bool:
+    """Whether nothing was executed since power-on (SDM vol. 3, "First Instruction Executed")."""
+    return bool(vcpu.regs.rip == 0xFFF0 and vcpu.sregs.cs.base == 0xFFFF_0000)

@@ -309,7 +309,7 @@ def test_mmio_where_ram_is_is_refused() -> None:
         machine.map_mmio(0xF000, 0x1000)
 
 
-@pytest.mark.parametrize(("first", "count"), [(0xFFFF, 2), (-1, 1), (0, 0), (0x10000, 1)])
+@pytest.mark.parametrize(("first", "count"), [(0xFFFF, 2), (-1, 1), (0x10000, 1)])
 def test_ports_outside_the_port_space_are_refused(first: int, count: int) -> None:
     with Machine(memory=64 * KIB) as machine, pytest.raises(UsageError, match="does not fit"):
         machine.map_ports(first, count)
