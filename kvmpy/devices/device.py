@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from kvmpy.devices.host_input import HostInput
+if TYPE_CHECKING:
+    from kvmpy.devices.host_input import HostInput
 
 __all__ = ["NULL_LINE", "Board", "Device", "InterruptLine", "Region"]
 

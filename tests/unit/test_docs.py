@@ -98,7 +98,8 @@ def test_every_example_is_listed_in_the_readme(example: Path) -> None:
 def test_links_to_files_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)]
-    files = [target for target in targets if target and "://" not in target]
+    # The pages below api/ are written when the documentation is built, which says so itself when one is missing.
+    files = [target for target in targets if target and "://" not in target and not target.startswith("api/")]
     assert [target for target in files if not (page.parent / target).exists()] == []
 
 
