@@ -2,7 +2,8 @@
 
 The machine is a small PC: COM1 (0x3F8) and the debug console (port 0xE9) write to standard output, COM1 reads standard
 input; there are POST port 0x80, keyboard controller, CMOS clock, KVM's interrupt controllers and timer, and a
-debug-exit port at 0xF4. A firmware image also gets a PCI host bridge and QEMU's fw_cfg.
+debug-exit port at 0xF4. A firmware image also gets a PCI host bridge and QEMU's fw_cfg. Without one there is no BIOS:
+a boot sector that calls it ends with a message that says so.
 """
 
 from __future__ import annotations
@@ -114,7 +115,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     report.add_argument(
         "--stats", action="store_true", help="print statistics of ports, addresses and exits at the end"
     )
-    report.add_argument("-v", "--verbose", action="store_true", help="say what is loaded where, and how the run ended")
+    report.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="say what is loaded where, how the run ended, and the registers when it ended badly",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -159,6 +165,7 @@ def _run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         image = _choose_image(args)
     except OSError as error:
         raise _ImageUnreadable(error.errno, error.strerror, error.filename) from error
+    from kvmpy.cli import absent_bios
     from kvmpy.kvm import Kvm
     from kvmpy.machine import Machine
 
@@ -171,9 +178,12 @@ def _run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
             _say(f"{image!r}")
             for loaded in entry.ranges:
                 _say(f"{loaded.address:#x}..{loaded.end - 1:#x} {loaded.name}")
+        without_bios = not args.firmware and absent_bios.install(machine.memory, entry)
         began = time.monotonic()
         with _console(machine, serial):
             outcome = machine.run(args.timeout)
+        if without_bios:
+            outcome = absent_bios.explained(outcome, machine)
         took = time.monotonic() - began
         _report(args, machine, outcome, took)
         return exit_status(outcome), as_data(outcome, machine, took)
@@ -267,6 +277,9 @@ def _report(args: argparse.Namespace, machine: Machine, outcome: Outcome, took: 
     """For people, on standard error; nothing when the guest ended well and nobody asked."""
     if args.verbose:
         _say(f"{outcome}, after {took:.3f} s")
+        if not outcome.ok:
+            vcpu = machine.vcpus[outcome.vcpu or 0]
+            print(f"{vcpu.regs}\n{vcpu.sregs}", file=sys.stderr)
     elif not outcome.ok and args.json != "-":
         _say(str(outcome))
     if args.stats:

@@ -254,6 +254,51 @@ def test_a_triple_fault_says_so(image: Path) -> None:
     assert done.stderr.startswith("kvmpy: triple fault: ")
 
 
+def test_a_bad_end_shows_the_registers_when_asked(image: Path) -> None:
+    image.write_bytes(assemble("mov ebx, 0x12345678; 1: jmp 1b", bits=32))
+    done = run(image, "--mode", "protected", "--timeout", "0.2", "-v")
+    assert "rbx 0000000012345678" in done.stderr
+    assert "cr0  0x" in done.stderr
+
+
+# A guest that expects a BIOS
+
+
+def boot_sector(source: str) -> bytes:
+    return assemble(source, address=0x7C00).ljust(510, b"\0") + b"\x55\xaa"
+
+
+def test_a_boot_sector_that_calls_the_bios_is_told_that_there_is_none(image: Path) -> None:
+    image.write_bytes(boot_sector("mov sp, 0x7c00; mov ax, 0x0e48; int 0x10; 1: hlt; jmp 1b"))
+    done = run(image, "--timeout", "10")
+    assert done.returncode == 126
+    assert "INT 0x10 at 0x0000:0x7c06 with AX=0x0e48, but there is no BIOS here" in done.stderr
+
+
+def test_an_exception_without_a_handler_is_named_in_real_mode(image: Path) -> None:
+    image.write_bytes(boot_sector("mov sp, 0x7c00; nop; ud2"))
+    done = run(image, "--timeout", "10", "--json")
+    assert done.returncode == 126
+    assert "interrupt 0x06 at 0x0000:0x7c04 has no handler" in json.loads(done.stderr)["outcome"]["message"]
+
+
+def test_handlers_of_the_guest_s_own_are_called(image: Path) -> None:
+    source = "mov word ptr [0x40], offset 1f; mov word ptr [0x42], 0; mov sp, 0x7c00; int 0x10; cli; hlt"
+    image.write_bytes(boot_sector(f"{source}; 1: mov al, 'y'; out 0xe9, al; iret"))
+    done = run(image, "--timeout", "10")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "y", "")
+
+
+def test_an_image_over_the_interrupt_vectors_is_left_as_it_is(image: Path) -> None:
+    image.write_bytes(assemble("mov al, [1f]; out 0xe9, al; cli; hlt; 1: .byte 'v'", address=0x40))
+    assert run(image, "--address", "0x40").stdout == "v"
+
+
+def test_a_guest_with_little_memory_gets_no_handlers(image: Path) -> None:
+    image.write_bytes(assemble("mov al, [0x43]; add al, 'a'; out 0xe9, al; cli; hlt"))
+    assert run(image, "--memory", "64K").stdout == "a"
+
+
 def test_a_reset_by_the_keyboard_controller_ends_well(image: Path) -> None:
     image.write_bytes(assemble("mov al, 0xfe; out 0x64, al; 1: jmp 1b"))
     done = run(image, "-v")
