@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import shutil
 import subprocess
 import tempfile
@@ -27,8 +26,8 @@ _SECONDS = 60.0
 
 _MICROVM = "microvm,accel=kvm,acpi=off,pit=off,pic=off,rtc=off,x-option-roms=off,isa-serial="
 _QEMU_DEVICES = (
-    "-chardev", "file,id=marker,path=/dev/stdout",
-    "-device", f"isa-debugcon,iobase={guests.MARKER_PORT:#x},chardev=marker",
+    "-chardev", "file,id=result,path=/dev/stdout",
+    "-device", f"isa-debugcon,iobase={guests.RESULT_PORT:#x},chardev=result",
     "-device", "pc-testdev",
 )  # fmt: skip
 
@@ -129,16 +128,13 @@ class Contenders:
             pass
         return (time.perf_counter_ns() - start) / 1e6
 
-    def qemu_markers(self, rom: Path, *, serial: Path | None = None) -> float:
-        """Microseconds between the two markers that the firmware writes; `serial` is where the 16550 writes to."""
+    def qemu_result(self, rom: Path, *, serial: Path | None = None) -> int:
+        """What the firmware's guest wrote to its result port; `serial` is where the 16550 writes to."""
         with self._run_qemu(rom, *_QEMU_DEVICES, serial=serial) as process:
-            output = cast(IO[bytes], process.stdout)
-            times: list[int] = []
-            while len(data := os.read(output.fileno(), 16)):
-                times += [time.perf_counter_ns()] * len(data)
-        if len(times) != 2:
-            raise BenchError(f"QEMU's guest wrote {len(times)} markers, not 2")
-        return (times[1] - times[0]) / 1e3
+            result = cast(IO[bytes], process.stdout).read()
+        if len(result) != 4:
+            raise BenchError(f"QEMU's guest wrote {len(result)} bytes, not 4")
+        return int.from_bytes(result, "little")
 
     @contextmanager
     def _run_qemu(self, rom: Path, *devices: str, serial: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:

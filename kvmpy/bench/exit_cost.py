@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from kvmpy.bench import guests
@@ -12,7 +11,7 @@ from kvmpy.boot import FirmwareImage
 from kvmpy.devices import DebugExit, Device
 from kvmpy.machine import Machine
 
-__all__ = ["Register", "machine_markers", "measure"]
+__all__ = ["Register", "machine_result", "measure"]
 
 ACCESSES = 6000
 _TARGETS = {"C loop": Target(1.10), "QEMU": Target(1.05)}
@@ -31,24 +30,18 @@ class Register:
         self.value = value
 
 
-def machine_markers(rom: Path, *devices: Device) -> float:
-    """Microseconds between the two markers that the firmware writes, run by a Machine."""
-    register = Register()
-    times: list[int] = []
-
-    def marker(offset: int, size: int, value: int) -> None:
-        times.append(time.perf_counter_ns())
-
+def machine_result(rom: Path, *devices: Device) -> int:
+    """What the firmware's guest wrote to its result port, run by a Machine."""
+    register, result = Register(), bytearray()
     with Machine() as machine:
-        machine.map_ports(guests.MARKER_PORT, 1, write=marker, name="marker")
+        machine.map_ports(guests.RESULT_PORT, 1, write=lambda offset, size, value: result.append(value), name="result")
         machine.map_ports(guests.DEVICE_PORT, 4, read=register.read, write=register.write, name="register")
         machine.map_mmio(guests.DEVICE_MMIO, 0x1000, read=register.read, write=register.write, name="register")
         for device in (DebugExit(guests.EXIT_PORT), *devices):
             machine.add(device)
         machine.load(FirmwareImage(rom))
         machine.run(check=True)
-    start, end = times
-    return (end - start) / 1e3
+    return int.from_bytes(result, "little")
 
 
 def measure(session: Session) -> list[Row]:
@@ -65,10 +58,10 @@ def measure(session: Session) -> list[Row]:
 
 
 def _samplers(session: Session, rom: Path, count: int) -> dict[str, Sampler]:
-    samplers: dict[str, Sampler] = {"kvmpy": lambda: machine_markers(rom) / count}
+    samplers: dict[str, Sampler] = {"kvmpy": lambda: session.microseconds(machine_result(rom)) / count}
     if session.has_c():
         loop = session.contenders.program("exit_loop")
-        samplers["C loop"] = lambda: int(loop.ask(str(rom))) / 1e3 / count
+        samplers["C loop"] = lambda: session.microseconds(int(loop.ask(str(rom)))) / count
     if session.has_qemu():
-        samplers["QEMU"] = lambda: session.contenders.qemu_markers(rom) / count
+        samplers["QEMU"] = lambda: session.microseconds(session.contenders.qemu_result(rom)) / count
     return samplers

@@ -13,14 +13,18 @@ from __future__ import annotations
 import struct
 
 __all__ = [
-    "DEVICE_MMIO", "DEVICE_PORT", "EXIT_PORT", "MARKER_PORT", "PROGRAMS", "ROM_START", "SOURCES", "firmware",
+    "DEVICE_MMIO", "DEVICE_PORT", "EXIT_PORT", "PROGRAMS", "RESULT_PORT", "ROM_START", "SOURCES", "firmware",
 ]  # fmt: skip
 
 ROM_SIZE = 0x1_0000
 ROM_START = 0xFFFF_0000
 
-MARKER_PORT = 0x402
-"""The guest writes here right before and right after what is measured."""
+RESULT_PORT = 0x402
+"""Four bytes, lowest first, written at the end: how many TSC ticks the accesses took.
+
+The guest looks at the clock itself: QEMU cannot be asked for it, and a host process that waits for a sign of the guest
+is woken up late when the machine is busy. The TSC runs at one rate in all guests (`Vcpu.get_tsc_khz`).
+"""
 EXIT_PORT = 0xF4
 """The guest ends by writing 0 here (QEMU's isa-debug-exit)."""
 DEVICE_PORT = 0xE0
@@ -50,13 +54,18 @@ protected:
         mov es, ax
         mov ss, ax
         mov ecx, [count]
-        mov edx, 0x402
-        out dx, al
+        rdtsc
+        mov ebx, eax
 """
 
 _END = """
+        rdtsc
+        sub eax, ebx
         mov edx, 0x402
+        .rept 4
         out dx, al
+        shr eax, 8
+        .endr
         mov edx, 0xf4
         xor eax, eax
         out dx, al
@@ -115,28 +124,28 @@ stop:   hlt
 PROGRAMS = {
     "port write": bytes.fromhex(
         "fa2e660f011638000f20c00c010f22c066ea3e00ffff0800000000000f1f40000000000000000000ffff0000009bcf00"
-        "ffff00000093cf0017002000ffff66b810008ed88ec08ed08b0d1800ffffba02040000eebae0000000ee4975fcba0204"
-        "0000eebaf400000031c0eef4ebfd"
+        "ffff00000093cf0017002000ffff66b810008ed88ec08ed08b0d1800ffff0f3189c3bae0000000ee4975fc0f3129d8ba"
+        "02040000eec1e808eec1e808eec1e808eec1e808baf400000031c0eef4ebfd"
     ),
     "port read": bytes.fromhex(
         "fa2e660f011638000f20c00c010f22c066ea3e00ffff0800000000000f1f40000000000000000000ffff0000009bcf00"
-        "ffff00000093cf0017002000ffff66b810008ed88ec08ed08b0d1800ffffba02040000eebae0000000ec4975fcba0204"
-        "0000eebaf400000031c0eef4ebfd"
+        "ffff00000093cf0017002000ffff66b810008ed88ec08ed08b0d1800ffff0f3189c3bae0000000ec4975fc0f3129d8ba"
+        "02040000eec1e808eec1e808eec1e808eec1e808baf400000031c0eef4ebfd"
     ),
     "MMIO write": bytes.fromhex(
         "fa2e660f011638000f20c00c010f22c066ea3e00ffff0800000000000f1f40000000000000000000ffff0000009bcf00"
-        "ffff00000093cf0017002000ffff66b810008ed88ec08ed08b0d1800ffffba02040000eebf000000ff89074975fbba02"
-        "040000eebaf400000031c0eef4ebfd"
+        "ffff00000093cf0017002000ffff66b810008ed88ec08ed08b0d1800ffff0f3189c3bf000000ff89074975fb0f3129d8"
+        "ba02040000eec1e808eec1e808eec1e808eec1e808baf400000031c0eef4ebfd"
     ),
     "MMIO read": bytes.fromhex(
         "fa2e660f011638000f20c00c010f22c066ea3e00ffff0800000000000f1f40000000000000000000ffff0000009bcf00"
-        "ffff00000093cf0017002000ffff66b810008ed88ec08ed08b0d1800ffffba02040000eebf000000ff8b074975fbba02"
-        "040000eebaf400000031c0eef4ebfd"
+        "ffff00000093cf0017002000ffff66b810008ed88ec08ed08b0d1800ffff0f3189c3bf000000ff8b074975fb0f3129d8"
+        "ba02040000eec1e808eec1e808eec1e808eec1e808baf400000031c0eef4ebfd"
     ),
     "serial output": bytes.fromhex(
         "fa2e660f011638000f20c00c010f22c066ea3e00ffff0800000000000f1f40000000000000000000ffff0000009bcf00"
-        "ffff00000093cf0017002000ffff66b810008ed88ec08ed08b0d1800ffffba02040000eebafd030000eca82074fbbaf8"
-        "030000b02eee4975ebba02040000eebaf400000031c0eef4ebfd"
+        "ffff00000093cf0017002000ffff66b810008ed88ec08ed08b0d1800ffff0f3189c3bafd030000eca82074fbbaf80300"
+        "00b02eee4975eb0f3129d8ba02040000eec1e808eec1e808eec1e808eec1e808baf400000031c0eef4ebfd"
     ),
     "exit": bytes.fromhex("baf40031c0eef4ebfd"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvmpy.bench.exit_cost import machine_markers
+from kvmpy.bench.exit_cost import machine_result
 from kvmpy.bench.rows import Row, Sampler, Target, alternate
 from kvmpy.bench.session import Session
 from kvmpy.devices import Uart16550
@@ -18,13 +18,14 @@ def measure(session: Session) -> list[Row]:
     """The 16550 of kvmpy against QEMU's."""
     count = session.count(CHARACTERS)
     rom, output = session.firmware("serial output", count), session.contenders.folder / "serial"
-    samplers: dict[str, Sampler] = {"kvmpy": lambda: _characters(rom, output) / count}
+    samplers: dict[str, Sampler] = {"kvmpy": lambda: session.microseconds(_characters(rom, output)) / count}
+    contenders = session.contenders
     if session.has_qemu():
-        samplers["QEMU"] = lambda: session.contenders.qemu_markers(rom, serial=output) / count
+        samplers["QEMU"] = lambda: session.microseconds(contenders.qemu_result(rom, serial=output)) / count
     taken = alternate(session.rounds, samplers)
     return [Row.of("16550 output, per character (2 exits)", "us", taken, ratios={"QEMU": Target(1.0)})]
 
 
-def _characters(rom: Path, output: Path) -> float:
+def _characters(rom: Path, output: Path) -> int:
     with output.open("wb", buffering=0) as file:
-        return machine_markers(rom, Uart16550(sink=file))
+        return machine_result(rom, Uart16550(sink=file))

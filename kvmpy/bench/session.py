@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kvmpy.bench import guests
 from kvmpy.bench.contenders import Contenders
+from kvmpy.kvm import Kvm
 
 __all__ = ["Session"]
 
@@ -23,6 +24,7 @@ class Session:
     rounds: int = 15
     scale: float = 1.0
     missing: dict[str, str] = field(default_factory=dict)
+    _tsc_khz: int = 0
 
     def count(self, number: int) -> int:
         """How often to do what a quiet machine does `number` times."""
@@ -35,6 +37,13 @@ class Session:
     def has_qemu(self) -> bool:
         """Whether there is a QEMU to compare with; otherwise it is noted why not."""
         return self._note("QEMU", self.contenders.no_qemu)
+
+    def microseconds(self, ticks: int) -> float:
+        """What a guest measured by the TSC."""
+        if not self._tsc_khz:
+            with Kvm() as kvm, kvm.create_vm() as vm:
+                self._tsc_khz = vm.create_vcpu().get_tsc_khz()
+        return ticks / self._tsc_khz * 1e3
 
     def firmware(self, name: str, count: int = 0) -> Path:
         """A file with the guest program `name`."""

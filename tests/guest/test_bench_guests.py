@@ -1,12 +1,14 @@
 """The benchmarks on the real KVM, with little work: what they measure really happens."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
 from kvmpy.bench import exit_cost, guests, process_start
 from kvmpy.bench.contenders import Contenders
+from kvmpy.bench.session import Session
 from kvmpy.bench.suite import BENCHMARKS, WITHOUT_KVM, run_benchmarks
 from kvmpy.boot import FirmwareImage
 from kvmpy.devices import DebugExit, Uart16550
@@ -23,7 +25,7 @@ ACCESSES = [name for name in guests.PROGRAMS if name.startswith(("port", "MMIO")
 @pytest.mark.parametrize("name", ACCESSES)
 def test_a_guest_makes_as_many_accesses_as_it_was_told(name: str) -> None:
     accesses: list[str] = []
-    markers: list[int] = []
+    accesses_at_result: list[int] = []
 
     def read(offset: int, size: int) -> int:
         accesses.append("read")
@@ -33,7 +35,7 @@ def test_a_guest_makes_as_many_accesses_as_it_was_told(name: str) -> None:
         accesses.append("write")
 
     with Machine() as machine:
-        machine.map_ports(guests.MARKER_PORT, 1, write=lambda *_: markers.append(len(accesses)))
+        machine.map_ports(guests.RESULT_PORT, 1, write=lambda *_: accesses_at_result.append(len(accesses)))
         if name.startswith("port"):
             machine.map_ports(guests.DEVICE_PORT, 4, read=read, write=write)
         else:
@@ -42,12 +44,12 @@ def test_a_guest_makes_as_many_accesses_as_it_was_told(name: str) -> None:
         machine.load(FirmwareImage(guests.firmware(name, 37)))
         machine.run(timeout=20, check=True)
     assert accesses == [name.split()[1]] * 37
-    assert markers == [0, 37]
+    assert accesses_at_result == [37] * 4
 
 
 def test_the_serial_guest_writes_its_characters() -> None:
     with Machine() as machine:
-        machine.map_ports(guests.MARKER_PORT, 1)
+        machine.map_ports(guests.RESULT_PORT, 1)
         machine.add(DebugExit(guests.EXIT_PORT))
         console = machine.add(Uart16550())
         machine.load(FirmwareImage(guests.firmware("serial output", 25)))
@@ -74,7 +76,7 @@ def test_qemu_runs_the_same_guest(name: str, tmp_path: Path) -> None:
     rom = tmp_path / "rom"
     rom.write_bytes(guests.firmware(name, 20))
     with Contenders() as contenders:
-        assert contenders.qemu_markers(rom) > 0
+        assert contenders.qemu_result(rom) > 0
 
 
 @needs_qemu
@@ -82,14 +84,19 @@ def test_qemu_writes_the_same_characters(tmp_path: Path) -> None:
     rom, serial = tmp_path / "rom", tmp_path / "serial"
     rom.write_bytes(guests.firmware("serial output", 25))
     with Contenders() as contenders:
-        contenders.qemu_markers(rom, serial=serial)
+        contenders.qemu_result(rom, serial=serial)
     assert serial.read_bytes() == b"." * 25
 
 
-def test_the_markers_enclose_the_accesses(tmp_path: Path) -> None:
+def test_the_guest_measures_itself(tmp_path: Path) -> None:
     rom = tmp_path / "rom"
-    rom.write_bytes(guests.firmware("port write", 10))
-    assert exit_cost.machine_markers(rom) > 0
+    rom.write_bytes(guests.firmware("port write", 1000))
+    before = time.perf_counter_ns()
+    ticks = exit_cost.machine_result(rom)
+    around = (time.perf_counter_ns() - before) / 1e3
+    with Contenders(qemu=False) as contenders:
+        measured = Session(contenders).microseconds(ticks)
+    assert 0 < measured < around
 
 
 def test_hello_says_four(capsys: pytest.CaptureFixture[str]) -> None:
