@@ -23,8 +23,8 @@ class Bus:
     def __init__(self, kind: str, limit: int) -> None:
         self.kind = kind
         self.limit = limit
-        self.regions: tuple[Region, ...] = ()
-        self._starts: tuple[int, ...] = ()
+        self._map: tuple[tuple[int, ...], tuple[Region, ...]] = ((), ())
+        """The regions' starts, for bisect, and the regions, in order of address."""
         self.unclaimed: Counter[tuple[str, int, int]] = Counter()
         """("read" or "write", address, size) -> how often the guest touched what nobody claims."""
         self.changes = 0
@@ -61,17 +61,22 @@ class Bus:
         self._set([other for other in self.regions if other is not region])
 
     def _set(self, regions: list[Region]) -> None:
-        # New tuples, never changed in place: vCPU threads look while another thread adds a device.
-        self.regions = tuple(regions)
-        self._starts = tuple(region.start for region in regions)
+        # Both at once, and never changed in place: vCPU threads look while another thread adds a device.
+        self._map = (tuple(region.start for region in regions), tuple(regions))
         self.changes += 1
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """What is claimed, in order of address."""
+        return self._map[1]
 
     def find(self, address: int) -> Region | None:
         """Who claims `address`."""
-        index = bisect_right(self._starts, address) - 1
+        starts, regions = self._map
+        index = bisect_right(starts, address) - 1
         if index < 0:
             return None
-        region = self.regions[index]
+        region = regions[index]
         return region if address < region.start + region.length else None
 
     def whole(self, address: int, size: int) -> Region | None:
@@ -124,9 +129,10 @@ class Bus:
         """How many bytes of an access go together: up to the next border, in a size that the owner takes."""
         region = self.find(address)
         if region is None:
-            following = bisect_right(self._starts, address)
-            if following < len(self._starts):
-                left = min(left, self._starts[following] - address)
+            starts = self._map[0]
+            following = bisect_right(starts, address)
+            if following < len(starts):
+                left = min(left, starts[following] - address)
             return left
         room = min(left, region.start + region.length - address, region.width)
         return 1 << room.bit_length() - 1
