@@ -25,6 +25,7 @@ class HostEvents:
         self._sources: dict[int, HostInput] = {}
         self._lock = threading.Lock()
         self._closing = False
+        self._pid = os.getpid()
         self.errors: list[tuple[HostInput, Exception]] = []
 
     def add(self, source: HostInput) -> None:
@@ -67,18 +68,20 @@ class HostEvents:
 
     def close(self) -> None:
         """Stop the thread. Sources are not closed: they are their owners'."""
-        with self._lock:
+        forked = os.getpid() != self._pid  # then the thread is the parent's, and so may be the lock's holder
+        with contextlib.nullcontext() if forked else self._lock:
             if self._closing:
                 return
             self._closing = True
         thread, epoll = self._thread, self._epoll
         if thread is None or epoll is None:
             return
-        os.eventfd_write(self._wake, 1)
-        if thread is not threading.current_thread():
-            thread.join()
-        with self._lock:
-            self._epoll = None
+        if not forked:
+            os.eventfd_write(self._wake, 1)
+            if thread is not threading.current_thread():
+                thread.join()
+            with self._lock:
+                self._epoll = None
         epoll.close()
         os.close(self._wake)
 
