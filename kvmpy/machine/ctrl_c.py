@@ -21,7 +21,7 @@ class CtrlC:
     def __init__(self, interrupt: "Callable[[], None]") -> None:
         self._interrupt = interrupt
         self._installed = False
-        self._seen = False
+        self.seen = False
 
     def __enter__(self) -> "CtrlC":
         main = threading.current_thread() is threading.main_thread()
@@ -35,7 +35,7 @@ class CtrlC:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _handle(self, number: int, frame: "FrameType | None") -> None:
-        if self._seen:
+        if self.seen:
             raise KeyboardInterrupt
-        self._seen = True
+        self.seen = True
         self._interrupt()

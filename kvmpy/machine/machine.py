@@ -1,17 +1,18 @@
 """A machine: a VM with memory, processors, and devices plugged in, that runs until the guest ends."""
 
+import os
 import threading
-import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from kvmpy._exit import Exit
-from kvmpy.devices.device import NULL_LINE, Device, InterruptLine, Region
+from kvmpy.devices.device import Device, InterruptLine, Region
 from kvmpy.errors import ClosedError, GuestFailed, UsageError
 from kvmpy.kvm import Kvm, Vcpu, Vm
+from kvmpy.machine.board import MachineBoard
 from kvmpy.machine.bus import Bus
 from kvmpy.machine.ctrl_c import CtrlC
+from kvmpy.machine.device_lock import as_it_is, one_at_a_time
 from kvmpy.machine.host_events import HostEvents
-from kvmpy.machine.interrupts import InterruptPin, KvmInterruptLine
 from kvmpy.machine.outcome import End, Outcome
 from kvmpy.machine.run_control import RunControl
 from kvmpy.machine.vcpu_runner import VcpuRunner
@@ -73,11 +74,11 @@ class Machine:
         self.entry: Entry | None = None
         self._control = RunControl()
         self._host_events = HostEvents()
-        self._board = _Board(self)
-        self._pins: dict[int, InterruptPin] = {}
         self._threads: list[threading.Thread] = []
-        self._lock = threading.RLock() if vcpus > 1 else None
+        self._runners: list[VcpuRunner] = []
+        self._guard = one_at_a_time() if vcpus > 1 else as_it_is
         self._closed = False
+        self._pid = os.getpid()
         try:
             self.vm: Vm = self.kvm.create_vm()
             if vcpus > self.kvm.max_vcpus:
@@ -87,6 +88,7 @@ class Machine:
             if self._owns_kvm:
                 self.kvm.close()
             raise
+        self._board = MachineBoard(self.vm, self._control, self._host_events)
         try:
             if irqchip:
                 self.vm.set_identity_map_address(_IDENTITY_MAP)
@@ -109,20 +111,30 @@ class Machine:
         return VcpuRunner(vcpu, self._control, self.ports, self.mmio, self._guard)
 
     def close(self) -> None:
-        """Stop the guest, close devices, VM and threads. Guest memory that is still viewed stays valid."""
+        """Stop the guest, close devices, VM and threads. Guest memory that is still viewed stays valid.
+
+        Waits for handlers to return; raises UsageError in one of them. All is closed even if closing a device fails,
+        which raises what it raises.
+        """
         if self._closed:
             return
+        if os.getpid() == self._pid:  # in a child of fork there are neither the threads nor whoever held their locks
+            if self._control.called_from_the_run():
+                raise UsageError("a device handler cannot close the machine that waits for its answer; stop() it")
+            self._control.close()
+            _join(self._threads)
+            if self._closed:  # by another thread meanwhile
+                return
         self._closed = True
-        self._control.leave_all()
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join()
-        self._host_events.close()
-        for device in self.devices:
-            device.close()
-        self.vm.close()
-        if self._owns_kvm:
-            self.kvm.close()
+        for runner in self._runners:
+            runner.loop.detach()
+        with ExitStack() as last_to_first:
+            if self._owns_kvm:
+                last_to_first.callback(self.kvm.close)
+            last_to_first.callback(self.vm.close)
+            for device in self.devices:
+                last_to_first.callback(device.close)
+            last_to_first.callback(self._host_events.close)
 
     def __enter__(self) -> "Self":
         return self
@@ -153,6 +165,8 @@ class Machine:
 
         Raises OverlapError naming both owners when a range is taken, UsageError when the device is plugged in already.
         """
+        if self._closed:
+            raise ClosedError("the machine is closed")
         if isinstance(device, type) or not hasattr(device, "regions"):
             raise UsageError(f"add() takes a device, such as Uart16550(), not {device!r}")
         if any(device is other for other in self.devices):
@@ -207,11 +221,7 @@ class Machine:
 
         Several lines to one input are a wired OR. Without an irqchip the line leads nowhere.
         """
-        if not isinstance(number, int) or number < 0:
-            raise UsageError(f"an interrupt input is a number from 0 on, not {number!r}")
-        if not self.vm.irqchip:
-            return NULL_LINE
-        return KvmInterruptLine(self._pins.setdefault(number, InterruptPin(self.vm, number)))
+        return self._board.interrupt_line(number)
 
     @property
     def host_errors(self) -> "list[tuple[HostInput, Exception]]":
@@ -239,7 +249,8 @@ class Machine:
     def on_exit(self, kind: type[Exit], handler: "Callable[[Vcpu, Any], Outcome | None]") -> None:
         """Call `handler(vcpu, exit)` for exits of a class that no device answers, such as `RdMsr` or `Debug`.
 
-        It answers None to let the guest go on, or an `Outcome` to end the run.
+        It answers None to let the guest go on, or an `Outcome` to end the run. Unlike a device's, the handlers of
+        several processors may be at work at the same time.
         """
         if not (isinstance(kind, type) and issubclass(kind, Exit)) or not callable(handler):
             raise UsageError(f"on_exit() takes a class of kvmpy.exits and a function, not {kind!r} and {handler!r}")
@@ -252,19 +263,6 @@ class Machine:
 
         return collect((runner.loop for runner in self._runners), (self.ports, self.mmio))
 
-    def _guard(self, handler: "Callable[..., Any]") -> "Callable[..., Any]":
-        """Several vCPUs, one device: one access at a time. A single vCPU's handler is called as it is."""
-        lock = self._lock
-        if lock is None:
-            return handler
-
-        def locked(*arguments: "Any") -> "Any":
-            with lock:
-                return handler(*arguments)
-
-        locked.__qualname__ = getattr(handler, "__qualname__", repr(handler))
-        return locked
-
     # Running
 
     def run(self, timeout: float | None = None, *, check: bool = False) -> Outcome:
@@ -272,31 +270,42 @@ class Machine:
 
         After `timeout` seconds the outcome is End.TIMEOUT; the next `run` goes on where the guest was. `check` raises
         GuestFailed unless the outcome is ok. What a device handler raises comes out here, the access not handled: the
-        next run presents it again. Ctrl-C raises KeyboardInterrupt between two exits, so that the next run goes on.
+        next run presents it again (all of it, when it was split between devices; of a string, what is left). Ctrl-C
+        raises KeyboardInterrupt between two exits, so that the next run goes on.
         """
-        self._begin(timeout)
-        with CtrlC(self._control.interrupt):
-            self._threads = [run_in_thread(runner, self._control) for runner in self._runners[1:]]
+        with CtrlC(self._control.leave_all) as ctrl_c:
+            self._begin(timeout, first_here=True)
             try:
-                self._runners[0].run()
+                if not ctrl_c.seen:  # perhaps just before `begin`
+                    self._start_threads(self._runners[1:])
+                    self._runners[0].run()
             finally:
-                self._control.leave_all()
-                self._join()
+                self._end()
+        if ctrl_c.seen and self._control.error is None:
+            raise KeyboardInterrupt
         return self._result(check)
 
     def start(self, timeout: float | None = None) -> None:
         """Run the guest in threads of its own; `wait` for its end, or `stop` it. `timeout` as in `run`."""
-        self._begin(timeout)
-        self._threads = [run_in_thread(runner, self._control) for runner in self._runners]
+        self._begin(timeout, first_here=False)
+        try:
+            self._start_threads(self._runners)
+        except BaseException:
+            self._end()
+            raise
 
     def wait(self, timeout: float | None = None, *, check: bool = False) -> Outcome:
-        """Wait for the end of what `start` began. Raises TimeoutError after `timeout` seconds; the guest runs on."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        for thread in self._threads:
-            thread.join(None if deadline is None else max(deadline - time.monotonic(), 0))
-            if thread.is_alive():
-                raise TimeoutError(f"the guest still runs after {timeout:g} seconds")
-        self._threads = []
+        """Wait for the end of what `start` began. Raises TimeoutError after `timeout` seconds; the guest runs on.
+
+        Raises UsageError where it would wait for itself: in a handler, and without `timeout` while this thread has the
+        machine paused.
+        """
+        if self._control.called_from_the_run():
+            raise UsageError("a device handler cannot wait for the end of the run that waits for its answer")
+        threads = self._threads
+        if not self._control.wait(timeout):
+            raise TimeoutError(f"the guest still runs after {timeout:g} seconds")
+        _join(threads)
         return self._result(check)
 
     def stop(self) -> Outcome:
@@ -304,10 +313,12 @@ class Machine:
 
         Returns when all processors have left the guest; called from a handler, it returns at once.
         """
-        self._control.finish(Outcome(End.STOPPED))
-        if self._control.wait_until_left():
-            self._join()
-        return self._control.outcome or Outcome(End.STOPPED)
+        threads = self._threads
+        outcome = self._control.finish(Outcome(End.STOPPED))
+        if not self._control.called_from_the_run():
+            self._control.wait()
+            _join(threads)
+        return outcome
 
     async def run_async(self, timeout: float | None = None, *, check: bool = False) -> Outcome:
         """`run` for asyncio: the guest runs in its own threads; cancelling stops it."""
@@ -315,7 +326,7 @@ class Machine:
 
         self.start(timeout)
         try:
-            await asyncio.get_running_loop().run_in_executor(None, self._join)
+            await asyncio.get_running_loop().run_in_executor(None, self._control.wait)
         except asyncio.CancelledError:
             self.stop()
             raise
@@ -323,7 +334,11 @@ class Machine:
 
     @contextmanager
     def paused(self) -> "Iterator[Machine]":
-        """Within this context all processors stand between two exits, their state complete and open to this thread."""
+        """Within this context all processors stand between two exits, their state complete and open to this thread.
+
+        Handlers that are at work are waited for, so the caller must hold nothing that they need. Deadlines go on. After
+        a handler raised, its access waits to be presented again, and the instruction is not complete.
+        """
         self._control.pause()
         try:
             yield self
@@ -335,24 +350,26 @@ class Machine:
         """Whether a processor is in the guest or handling an exit."""
         return self._control.running
 
-    def _begin(self, timeout: float | None) -> None:
-        if self._closed:
-            raise ClosedError("the machine is closed")
+    def _begin(self, timeout: float | None, *, first_here: bool) -> None:
         if timeout is not None and not (isinstance(timeout, (int, float)) and timeout == timeout):  # NaN is not
             raise UsageError(f"a timeout is a number of seconds, or None, not {timeout!r}")
-        deadline = None if timeout is None else time.monotonic() + timeout
-        self._control.begin(self.vcpus, deadline, timeout or 0.0)
+        self._control.begin(self.vcpus, timeout, first_here=first_here)
 
-    def _join(self) -> None:
-        for thread in self._threads:
-            thread.join()
+    def _start_threads(self, runners: list[VcpuRunner]) -> None:
+        self._threads = []
+        for runner in runners:
+            self._threads.append(run_in_thread(runner, self._control))
+
+    def _end(self) -> None:
+        """Have all processors leave, those that could not even be started included."""
+        self._control.leave_all()
+        _join(self._threads)
+        self._control.end()
 
     def _result(self, check: bool) -> Outcome:
         control = self._control
         if control.error is not None:
             raise control.error
-        if control.interrupted:
-            raise KeyboardInterrupt
         outcome = control.outcome or Outcome(End.STOPPED)
         if check and not outcome.ok:
             raise GuestFailed(outcome)
@@ -365,26 +382,6 @@ def _brief(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-class _Board:
-    """What devices see of the machine they are plugged into: `kvmpy.devices.device.Board`."""
-
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-
-    def interrupt_line(self, number: int) -> InterruptLine:
-        return self._machine.interrupt_line(number)
-
-    def reset(self, source: str) -> None:
-        self._machine._control.finish(Outcome(End.RESET, source))
-
-    def shutdown(self, source: str) -> None:
-        self._machine._control.finish(Outcome(End.SHUTDOWN, source))
-
-    def exit(self, code: int, source: str) -> None:
-        self._machine._control.finish(Outcome(End.EXITED, source, code=code))
-
-    def listen(self, source: "HostInput") -> None:
-        self._machine._host_events.add(source)
-
-    def forget(self, source: "HostInput") -> None:
-        self._machine._host_events.remove(source)
+def _join(threads: list[threading.Thread]) -> None:
+    for thread in threads:
+        thread.join()

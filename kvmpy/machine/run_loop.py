@@ -6,6 +6,7 @@ border, ports that nobody claims, all other exits) takes the way below the loop.
 """
 
 import ctypes
+from itertools import islice
 
 from kvmpy.errors import HandlerResultError
 from kvmpy.kvm.exit_decoder import decode
@@ -57,6 +58,8 @@ class RunLoop:
         self._memory_accesses: dict[int, dict[int, Access]] = {}
         self._resolved = 0
         self._seen = (0, 0)
+        self._items_done = 0
+        """Items of the string in the run page that were handled before the handler of the next one raised."""
         self.other_exits: dict[int, int] = {}
         """KVM_EXIT_* -> count, for what does not go through the tables."""
         self.settled_counts: dict[tuple[str, str, int, int], int] = {}
@@ -74,13 +77,16 @@ class RunLoop:
         ports, memory = self._port_accesses, self._memory_accesses
         io, mmio, no_exit = IO, MMIO, NO_EXIT
         self._forget_old_handlers()
-        if u32[2] not in NOT_FROM_THE_GUEST and self._handle():  # an exit whose handler raised, in an earlier run
+        if u32[2] in NOT_FROM_THE_GUEST:
+            self._items_done = 0
+        elif self._handle():  # an exit whose handler raised, in an earlier run
             return
         while True:
             if enter(*entry) < 0:
                 number = ctypes.get_errno()
-                u32[2] = no_exit
-                if self._attend(number):
+                leave = self._attend(number)
+                u32[2] = no_exit  # not before: a memory fault comes with an errno and is an exit nevertheless
+                if leave:
                     return
                 self._forget_old_handlers()
                 continue
@@ -109,6 +115,11 @@ class RunLoop:
                     raise HandlerResultError(_name(call), value, size) from None
             u32[2] = no_exit  # handled: see NO_EXIT
             access[6] = count + 1
+
+    def detach(self) -> None:
+        """Never to run again: let go of `attend` and `other`, whose owner usually refers to this loop in a circle."""
+        self._attend = lambda number: True
+        self._other = lambda event: True
 
     def dispatch(self) -> None:
         """Handle the access that the run page holds, the general way; other exits are nobody's here."""
@@ -142,12 +153,14 @@ class RunLoop:
         page = self.vcpu.page
         key, start = page.u64[4], page.u64[5]
         out, size, port, count = key & 0xFF, key >> 8 & 0xFF, key >> 16 & 0xFFFF, key >> 32
-        for at in range(start, start + size * count, size):
+        for at in range(start + size * self._items_done, start + size * count, size):
             if out == _OUT:
                 value = int.from_bytes(page.u8[at : at + size], "little")
                 self._guard(self.ports.write)(port, size, value)
             else:
                 page.u8[at : at + size] = self._guard(self.ports.read)(port, size).to_bytes(size, "little")
+            self._items_done += 1
+        self._items_done = 0
         if count == 1:
             self._resolve(self._port_accesses, key, self.ports, port, size, start, out == _OUT)
 
@@ -189,7 +202,8 @@ class RunLoop:
             self._seen = seen
 
     def _forget(self) -> None:
-        self.settled_counts = self.counts()
+        # The first that were seen stay listed: a guest that scans a large device must not fill the host's memory.
+        self.settled_counts = dict(islice(self.counts().items(), _MAX_ACCESSES))
         self._port_accesses.clear()
         self._memory_accesses.clear()
         self._resolved = 0

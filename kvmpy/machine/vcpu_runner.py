@@ -5,7 +5,7 @@ import threading
 import time
 
 from kvmpy import exits
-from kvmpy._exit import Exit
+from kvmpy._exit import Answered, Exit
 from kvmpy.kvm.vcpu import HEARTBEAT, Vcpu
 from kvmpy.machine.outcome import End, Outcome
 from kvmpy.machine.run_control import RunControl
@@ -24,7 +24,7 @@ __all__ = ["VcpuRunner"]
 _FIRST_TICK = 0.002
 """Seconds. Each tick comes after twice the time, up to HEARTBEAT: a guest of a millisecond ends at once."""
 
-_MP_UNINITIALIZED, _MP_HALTED = 1, 3  # KVM_MP_STATE_*
+_MP_UNINITIALIZED, _MP_INIT_RECEIVED, _MP_HALTED = 1, 2, 3  # KVM_MP_STATE_*
 
 
 class VcpuRunner:
@@ -38,18 +38,16 @@ class VcpuRunner:
         self.exit_handlers: dict[type[Exit], ExitHandler] = {}
         self.loop = RunLoop(vcpu, ports, mmio, attend=self._attend, other=self._other, guard=guard)  # type: ignore[arg-type]
         self._tick = 0.0
-        self._idle_ticks = 0
 
     def run(self) -> None:
         """Run until the machine leaves its run; raises what a handler raised."""
         vcpu, control = self.vcpu, self.control
-        if not control.enter(vcpu):
-            return
         try:
+            if not control.enter(vcpu):
+                return
             vcpu.claim()
             try:
                 self._tick = _FIRST_TICK
-                self._idle_ticks = 0
                 self._arm()
                 self.loop.run()
             finally:
@@ -73,14 +71,12 @@ class VcpuRunner:
                 control.finish(Outcome(End.TIMEOUT, message, vcpu=vcpu.id))
                 return True
             if control.pausing:
-                vcpu.release()
                 control.park(vcpu)
-                vcpu.claim()
-                return control.leaving
-            if not kicked:
+            elif not kicked or control.counting:
                 self._look_whether_idle()
-            self._tick = min(2 * self._tick, HEARTBEAT)
-            self._arm()
+            if not control.leaving:
+                self._tick = min(2 * self._tick, HEARTBEAT)
+                self._arm()  # also because another thread may have used the vCPU, and its timer, in a pause
             return control.leaving
         if number == errno.EAGAIN:  # a processor that waited for INIT or SIPI got one: enter it again
             return control.leaving
@@ -100,17 +96,11 @@ class VcpuRunner:
     def _look_whether_idle(self) -> None:
         """With an in-kernel irqchip `cli; hlt` never leaves KVM_RUN: notice when no processor can go on.
 
-        A processor waits for ever when it is halted with interrupts off, or was never started. Another one could still
-        wake it by an IPI, so all must be seen waiting, and with several processors twice in a row.
+        Another processor could still wake one by an IPI, so all must wait for ever. An NMI that a device or the host
+        may yet send does not count: the next run would receive it.
         """
-        vcpu = self.vcpu
-        if not vcpu.vm.irqchip:
-            return
-        state = vcpu.get_mp_state()
-        waits = state == _MP_UNINITIALIZED or (state == _MP_HALTED and not vcpu.page.if_flag)
-        self._idle_ticks = self._idle_ticks + 1 if waits else 0
-        if self.control.all_idle(vcpu, self._idle_ticks):
-            self.control.finish(Outcome(End.HALTED, "halted with interrupts off", vcpu=vcpu.id))
+        if self.vcpu.vm.irqchip and self.control.all_idle(self.vcpu, _waits_for_ever):
+            self.control.finish(Outcome(End.HALTED, "halted with interrupts off", vcpu=self.vcpu.id))
 
     # Exits other than port and memory accesses
 
@@ -120,7 +110,8 @@ class VcpuRunner:
         outcome = handler(self.vcpu, event) if handler is not None else self._outcome_of(event)
         if outcome is not None:
             self.control.finish(outcome)
-        return self.control.leaving
+        # The instruction whose answer KVM waits for is completed first; the kick of the end brings the vCPU out again.
+        return self.control.leaving and not isinstance(event, Answered)
 
     def _outcome_of(self, event: Exit) -> Outcome | None:
         vcpu = self.vcpu
@@ -153,3 +144,14 @@ class VcpuRunner:
 def _is_after_reset(vcpu: Vcpu) -> bool:
     """Whether nothing was executed since power-on (SDM vol. 3, "First Instruction Executed")."""
     return bool(vcpu.regs.rip == 0xFFF0 and vcpu.sregs.cs.base == 0xFFFF_0000)
+
+
+def _waits_for_ever(vcpu: Vcpu) -> bool:
+    """Whether a processor, out of the guest now, is halted with interrupts off or was never started."""
+    state = vcpu.get_mp_state()  # INIT and SIPI that came meanwhile are in it
+    if state in (_MP_UNINITIALIZED, _MP_INIT_RECEIVED):
+        return True
+    if state != _MP_HALTED or vcpu.page.if_flag:
+        return False
+    events = vcpu.get_events()
+    return not (events.smi.pending or (events.nmi.pending and not events.nmi.masked))

@@ -1,0 +1,54 @@
+"""What devices see of the machine they are plugged into."""
+
+from kvmpy.devices.device import NULL_LINE, InterruptLine
+from kvmpy.errors import UsageError
+from kvmpy.kvm import Vm
+from kvmpy.machine.host_events import HostEvents
+from kvmpy.machine.interrupts import InterruptPin, KvmInterruptLine
+from kvmpy.machine.outcome import End, Outcome
+from kvmpy.machine.run_control import RunControl
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmpy.devices.host_input import HostInput
+
+__all__ = ["MachineBoard"]
+
+
+class MachineBoard:
+    """`kvmpy.devices.device.Board` over KVM. It does not know the machine, which refers to it: no circle, so that a
+    machine's memory goes when the last reference to it does."""
+
+    def __init__(self, vm: Vm, control: RunControl, host_events: HostEvents) -> None:
+        self._vm = vm
+        self._control = control
+        self._host_events = host_events
+        self._pins: dict[int, InterruptPin] = {}
+
+    def interrupt_line(self, number: int) -> InterruptLine:
+        """A new line to interrupt input `number`; see `Machine.interrupt_line`."""
+        if not isinstance(number, int) or number < 0:
+            raise UsageError(f"an interrupt input is a number from 0 on, not {number!r}")
+        if not self._vm.irqchip:
+            return NULL_LINE
+        return KvmInterruptLine(self._pins.setdefault(number, InterruptPin(self._vm, number)))
+
+    def reset(self, source: str) -> None:
+        """End the run as a reset."""
+        self._control.finish(Outcome(End.RESET, source))
+
+    def shutdown(self, source: str) -> None:
+        """End the run as a shutdown."""
+        self._control.finish(Outcome(End.SHUTDOWN, source))
+
+    def exit(self, code: int, source: str) -> None:
+        """End the run with an exit code."""
+        self._control.finish(Outcome(End.EXITED, source, code=code))
+
+    def listen(self, source: "HostInput") -> None:
+        """Have the host input thread call `source.ready()`."""
+        self._host_events.add(source)
+
+    def forget(self, source: "HostInput") -> None:
+        """Have it do so no longer."""
+        self._host_events.remove(source)
