@@ -1,7 +1,7 @@
 """KVM_ENABLE_CAP, which VM and vCPU descriptors share (KVM API, section 4.37)."""
 
 from kvmpy.errors import UsageError
-from kvmpy.kvm.checked_struct import filled, fits
+from kvmpy.kvm.checked_struct import capability_number, filled, fits
 from kvmpy.kvm.descriptor import Descriptor
 
 TYPE_CHECKING = False
@@ -15,7 +15,7 @@ def enable_cap(descriptor: Descriptor, capability: int, arguments: "Sequence[int
     """Enable `capability` (a `Cap` or its number) with up to four 64-bit arguments, explained in chapters 6 and 7."""
     from kvmpy.abi.structs import kvm_enable_cap
 
-    request = filled(kvm_enable_cap, cap=int(capability), flags=flags)
+    request = filled(kvm_enable_cap, cap=capability_number(capability), flags=flags)
     if len(arguments) > len(request.args):
         raise UsageError(f"a capability has at most {len(request.args)} arguments, not {len(arguments)}")
     for index, argument in enumerate(arguments):

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     S = TypeVar("S", bound=ctypes.Structure)
 
-__all__ = ["filled", "fits"]
+__all__ = ["capability_number", "filled", "fits"]
 
 
 def fits(what: str, value: int, bits: int) -> int:
@@ -18,6 +18,13 @@ def fits(what: str, value: int, bits: int) -> int:
     if not isinstance(value, int) or not 0 <= value < 1 << bits:
         raise RegisterValueError(what, value, bits)
     return value
+
+
+def capability_number(capability: int) -> int:
+    """The number of a capability. Raises UsageError for its name, or anything else that is none."""
+    if not isinstance(capability, int):
+        raise UsageError(f"a capability is a kvmpy.abi.capabilities.Cap, such as Cap.IRQCHIP, not {capability!r}")
+    return int(capability)
 
 
 def filled(kind: "type[S]", **fields: int) -> "S":

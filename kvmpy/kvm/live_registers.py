@@ -20,6 +20,10 @@ from kvmpy.x86.registers import (
     SystemRegisters,
 )
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 __all__ = ["LiveRegisters", "LiveSystemRegisters"]
 
 _CONTROL_REGISTERS = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")
@@ -93,6 +97,32 @@ def _check(name: str, value: object, bits: int) -> None:
         raise RegisterValueError(name, value, bits)
 
 
+def _no_register(name: str, names: "Iterable[str]") -> AttributeError:
+    """For AL, EAX and their like, which are parts of the registers that KVM knows, and for the wrong object."""
+    whole = _whole_register(name)
+    if whole:
+        return AttributeError(f"no register {name!r}: it is a part of {whole}, which is 64 bits wide")
+    if name in GENERAL_REGISTERS:
+        return AttributeError(f"no register {name!r} here: it is one of vcpu.regs")
+    if name in SystemRegisters.__slots__:
+        return AttributeError(f"no register {name!r} here: it is one of vcpu.sregs")
+    return AttributeError(f"no register {name!r}; there are {', '.join(names)}")
+
+
+def _whole_register(name: str) -> str:
+    """The 64-bit register that AX, EAX, AL, SIL, R8D ... are parts of, or ""."""
+    for register in GENERAL_REGISTERS:
+        stem = register[1:]
+        if stem.isdigit():
+            parts = [f"{register}d", f"{register}w", f"{register}b"]
+        else:
+            parts = [stem, f"e{stem}"]
+            parts += [f"{stem[0]}l", f"{stem[0]}h"] if stem.endswith("x") else [f"{stem}l"]
+        if name in parts:
+            return register
+    return ""
+
+
 def _check_segment(name: str, value: object) -> None:
     if not isinstance(value, Segment):
         raise UsageError(f"{name} takes a kvmpy.x86.registers.Segment, not {value!r}")
@@ -149,8 +179,13 @@ class LiveRegisters:
 
     def __setattr__(self, name: str, value: int) -> None:
         if name not in GENERAL_REGISTERS:  # a misspelt register must not become an attribute that changes nothing
-            raise AttributeError(f"no register {name!r}; there are {', '.join(GENERAL_REGISTERS)}")
+            raise _no_register(name, GENERAL_REGISTERS)
         object.__setattr__(self, name, value)
+
+    if not TYPE_CHECKING:  # or a type checker would believe in every name
+
+        def __getattr__(self, name: str) -> int:  # asked only for what is not there
+            raise _no_register(name, GENERAL_REGISTERS)
 
     def copy(self) -> Registers:
         """The registers now, as a plain value that does not change."""
@@ -218,8 +253,13 @@ class LiveSystemRegisters:
 
     def __setattr__(self, name: str, value: object) -> None:
         if name not in SystemRegisters.__slots__:
-            raise AttributeError(f"no register {name!r}; there are {', '.join(SystemRegisters.__slots__)}")
+            raise _no_register(name, SystemRegisters.__slots__)
         object.__setattr__(self, name, value)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> int:
+            raise _no_register(name, SystemRegisters.__slots__)
 
     @property
     def interrupt(self) -> int | None:

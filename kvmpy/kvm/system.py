@@ -3,6 +3,7 @@
 import os
 
 from kvmpy.errors import KvmError, KvmUnavailableError, KvmVersionError
+from kvmpy.kvm.checked_struct import capability_number
 from kvmpy.kvm.descriptor import Descriptor
 from kvmpy.kvm.vm import Vm
 
@@ -18,6 +19,8 @@ _API_VERSION = 12
 
 class Kvm(Descriptor):
     """An open /dev/kvm.
+
+    Sections are those of the kernel's KVM API document (Documentation/virt/kvm/api.rst), here and in `Vm` and `Vcpu`.
 
     Raises KvmUnavailableError, which says what to do, when it cannot be opened, and KvmVersionError when the kernel
     speaks another version of the API. VMs live on when it is closed.
@@ -51,8 +54,11 @@ class Kvm(Descriptor):
         return Vm(self.ioctl("KVM_CREATE_VM", type), self)
 
     def check_extension(self, capability: "Cap | int") -> int:
-        """What this host has of a capability: 0 is not there, more is a yes or a number (section 4.4)."""
-        return self.ioctl("KVM_CHECK_EXTENSION", int(capability))
+        """What this host has of a capability: 0 is not there, more is a yes or a number (section 4.4).
+
+        `capability` is one of `kvmpy.abi.capabilities.Cap`, such as `Cap.IRQCHIP`, or its number.
+        """
+        return self.ioctl("KVM_CHECK_EXTENSION", capability_number(capability))
 
     def _has_capability(self, capability: int) -> int:
         return self.check_extension(capability)
@@ -88,7 +94,7 @@ class Kvm(Descriptor):
         return self._msr_list("KVM_GET_MSR_FEATURE_INDEX_LIST")
 
     def feature_msr(self, index: int) -> int:
-        """One of them (KVM_GET_MSRS on /dev/kvm, section 4.18)."""
+        """One of the MSRs in `feature_msr_indices` (KVM_GET_MSRS on /dev/kvm, section 4.18)."""
         from kvmpy.abi.structs import kvm_msrs, sized
 
         table = sized(kvm_msrs, 1)(nmsrs=1)

@@ -27,7 +27,10 @@ class VcpuRegisters(VcpuState):
 
     @property
     def regs(self) -> LiveRegisters:
-        """General registers, RIP and RFLAGS, live. Changes reach the vCPU with the next run."""
+        """General registers, RIP and RFLAGS, live. Changes reach the vCPU with the next run.
+
+        `copy()` gives a plain value that stays as it is, `assign(value)` takes one back.
+        """
         self._check_access()
         return self._regs
 

@@ -3,7 +3,7 @@
 from _weakref import ref  # weakref itself costs 1 ms of `import kvmpy`
 
 from kvmpy.errors import UsageError
-from kvmpy.kvm.checked_struct import filled
+from kvmpy.kvm.checked_struct import capability_number, filled
 from kvmpy.kvm.vcpu import Vcpu
 from kvmpy.kvm.vm_interrupts import VmInterrupts
 from kvmpy.kvm.vm_memory import VmMemory
@@ -89,7 +89,7 @@ class Vm(VmMemory, VmInterrupts, VmNotification):
     def check_extension(self, capability: "Cap | int") -> int:
         """What this VM has of a capability (section 4.4). The answer is kept: it does not change."""
         self._check_usable()
-        number = int(capability)
+        number = capability_number(capability)
         answer = self._capabilities.get(number)
         if answer is None:
             answer = self._capabilities[number] = self.ioctl("KVM_CHECK_EXTENSION", number)
@@ -102,7 +102,7 @@ class Vm(VmMemory, VmInterrupts, VmNotification):
         """Enable a capability for the whole VM (section 4.37; what the arguments mean is in chapter 7)."""
         from kvmpy.kvm.capability import enable_cap
 
-        enable_cap(self, int(capability), arguments, flags)
+        enable_cap(self, capability, arguments, flags)
 
     # Time
 

@@ -78,7 +78,10 @@ class VmInterrupts(Descriptor):
         self.ioctl("KVM_SET_TSS_ADDR", address)
 
     def set_identity_map_address(self, address: int) -> None:
-        """One free page below 4 GiB for the same reason (KVM_SET_IDENTITY_MAP_ADDR, section 4.42). Before vCPUs."""
+        """One free page below 4 GiB for VT-x without unrestricted guest (KVM_SET_IDENTITY_MAP_ADDR, section 4.42).
+
+        Before the first vCPU.
+        """
         import ctypes
 
         self._before_vcpus("set_identity_map_address")
@@ -119,7 +122,10 @@ class VmInterrupts(Descriptor):
         self.ioctl("KVM_IRQ_LINE", request)
 
     def set_irq_line_status(self, gsi: int, level: int) -> int:
-        """The same, and what became of it: 1 delivered, 0 coalesced with one that waits, -1 masked (section 4.25)."""
+        """Drive an interrupt line, and say what became of it (KVM_IRQ_LINE_STATUS, section 4.25).
+
+        1: delivered; 0: coalesced with one that waits; -1: masked.
+        """
         from kvmpy.abi.structs import kvm_irq_level
 
         request = filled(kvm_irq_level, level=level)

@@ -111,6 +111,8 @@ class MemoryRegion:
 
 def check_range(address: int, size: int) -> None:
     """KVM_SET_USER_MEMORY_REGION's rules for a slot (KVM API, section 4.35), before the kernel says only EINVAL."""
+    if not isinstance(address, int) or not isinstance(size, int):
+        raise UsageError(f"guest memory at {address!r} of {size!r} bytes: address and size are ints, such as 16 * MiB")
     if size <= 0:
         raise UsageError(f"guest memory of {size} bytes: the size must be positive")
     if address < 0 or address + size >= 1 << 64:  # KVM takes an end of exactly 2^64 for a wrap
