@@ -9,11 +9,12 @@ flexible array is declared without it, which is what the ioctl numbers encode; `
 with room for 100 entries.
 """
 
+import ctypes
 from ctypes import c_uint64
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ctypes import Structure, _CData
+    from ctypes import _CData
     from typing import TypeVar
 
     from kvmpy.abi.structs.confidential import *  # noqa: F403
@@ -28,9 +29,33 @@ if TYPE_CHECKING:
     from kvmpy.abi.structs.vcpu import *  # noqa: F403
     from kvmpy.abi.structs.withdrawn import *  # noqa: F403
 
-    _S = TypeVar("_S", bound=Structure)
+    _S = TypeVar("_S", bound=ctypes.Structure)
 
-__all__ = ["MODULES", "names", "sized", "struct"]
+__all__ = ["MODULES", "Structure", "names", "sized", "struct"]
+
+
+class Structure(ctypes.Structure):
+    """A struct of the kernel. Its repr shows the fields, in hex from 10 on, without padding, unions and long arrays."""
+
+    def __repr__(self) -> str:
+        fields = [
+            (entry[0], getattr(self, entry[0]))
+            for kind in reversed(type(self).__mro__)
+            for entry in kind.__dict__.get("_fields_", ())
+        ]
+        shown = [
+            f"{name}={_shown(value)}" for name, value in fields if not name.strip("_").startswith(("pad", "reserved"))
+        ]
+        return f"<{type(self).__name__.strip('_')} {' '.join(shown)}>"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, int):
+        return f"{value:#x}" if value > 9 else str(value)
+    if isinstance(value, ctypes.Array):
+        return f"[{' '.join(map(_shown, value))}]" if len(value) <= 16 else f"[{len(value)} entries]"
+    return repr(value) if isinstance(value, Structure) else "..."
+
 
 MODULES = {
     "registers": (

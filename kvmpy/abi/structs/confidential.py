@@ -6,8 +6,9 @@ virt/kvm/x86/amd-memory-encryption.rst and virt/kvm/x86/intel-tdx.rst. `..._uadd
 memory, `..._len` fields bytes.
 """
 
-from ctypes import Structure, c_uint8, c_uint16, c_uint32, c_uint64
+from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
 
+from kvmpy.abi.structs import Structure
 from kvmpy.abi.structs.cpuid_msr import kvm_cpuid2, kvm_cpuid_entry2
 
 __all__ = [

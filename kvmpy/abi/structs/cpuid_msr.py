@@ -1,7 +1,9 @@
 # ruff: noqa: N801  these classes carry the kernel's names
 """Tables of CPUID leaves and of model-specific registers."""
 
-from ctypes import Structure, c_uint8, c_uint32, c_uint64
+from ctypes import c_uint8, c_uint32, c_uint64
+
+from kvmpy.abi.structs import Structure
 
 __all__ = [
     "kvm_cpuid",

@@ -1,7 +1,9 @@
 # ruff: noqa: N801  these classes carry the kernel's names
 """What KVM offers to guests that believe they run on Xen or on Hyper-V."""
 
-from ctypes import Structure, Union, c_int32, c_uint8, c_uint16, c_uint32, c_uint64
+from ctypes import Union, c_int32, c_uint8, c_uint16, c_uint32, c_uint64
+
+from kvmpy.abi.structs import Structure
 
 __all__ = ["kvm_hyperv_eventfd", "kvm_xen_hvm_attr", "kvm_xen_hvm_config", "kvm_xen_vcpu_attr"]
 

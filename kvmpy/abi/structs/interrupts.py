@@ -1,7 +1,9 @@
 # ruff: noqa: N801  these classes carry the kernel's names
 """Interrupt controllers and timers in the kernel, routes to them, and eventfds that raise or report."""
 
-from ctypes import Structure, Union, c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64
+from ctypes import Union, c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64
+
+from kvmpy.abi.structs import Structure
 
 __all__ = [
     "kvm_ioapic_state",

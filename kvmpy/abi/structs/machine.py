@@ -1,7 +1,9 @@
 # ruff: noqa: N801  these classes carry the kernel's names
 """What concerns the VM or any descriptor: capabilities, clock, devices, performance counters, statistics."""
 
-from ctypes import Structure, c_char, c_int16, c_int32, c_uint8, c_uint16, c_uint32, c_uint64
+from ctypes import c_char, c_int16, c_int32, c_uint8, c_uint16, c_uint32, c_uint64
+
+from kvmpy.abi.structs import Structure
 
 __all__ = [
     "kvm_clock_data",

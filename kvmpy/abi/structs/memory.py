@@ -1,7 +1,9 @@
 # ruff: noqa: N801  these classes carry the kernel's names
 """Guest memory beyond the plain slot: dirty pages, private memory, writes that the kernel queues."""
 
-from ctypes import Structure, Union, c_uint8, c_uint32, c_uint64
+from ctypes import Union, c_uint8, c_uint32, c_uint64
+
+from kvmpy.abi.structs import Structure
 
 __all__ = [
     "kvm_clear_dirty_log",

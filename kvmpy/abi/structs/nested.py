@@ -1,7 +1,9 @@
 # ruff: noqa: N801  these classes carry the kernel's names
 """State of a guest that is itself a hypervisor (KVM_GET_NESTED_STATE, 4.114)."""
 
-from ctypes import Structure, Union, c_uint8, c_uint16, c_uint32, c_uint64
+from ctypes import Union, c_uint8, c_uint16, c_uint32, c_uint64
+
+from kvmpy.abi.structs import Structure
 
 __all__ = [
     "kvm_nested_state",

@@ -1,7 +1,9 @@
 # ruff: noqa: N801  these classes carry the kernel's names
 """The registers that every program touches, and the memory slot: what a first guest needs, and nothing more."""
 
-from ctypes import Structure, c_uint8, c_uint16, c_uint32, c_uint64
+from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
+
+from kvmpy.abi.structs import Structure
 
 __all__ = [
     "kvm_dtable",

@@ -4,8 +4,9 @@
 Code that is on the path of every exit reads it through memoryviews at the offsets of `kvmpy.abi.run_layout` instead.
 """
 
-from ctypes import Structure, Union, c_uint8, c_uint16, c_uint32, c_uint64
+from ctypes import Union, c_uint8, c_uint16, c_uint32, c_uint64
 
+from kvmpy.abi.structs import Structure
 from kvmpy.abi.structs.registers import kvm_sync_regs
 
 __all__ = ["kvm_debug_exit_arch", "kvm_hyperv_exit", "kvm_run", "kvm_xen_exit"]

@@ -1,8 +1,9 @@
 # ruff: noqa: N801  these classes carry the kernel's names
 """The rest of a vCPU's state: FPU, extended state, local APIC, debugging, machine checks, single registers."""
 
-from ctypes import Structure, c_uint8, c_uint16, c_uint32, c_uint64
+from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
 
+from kvmpy.abi.structs import Structure
 from kvmpy.abi.structs.registers import kvm_dtable, kvm_segment
 
 __all__ = [

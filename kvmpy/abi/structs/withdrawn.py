@@ -1,7 +1,9 @@
 # ruff: noqa: N801  these classes carry the kernel's names
 """Structs of ioctls that no kernel of today answers; see `kvmpy.abi.withdrawn`."""
 
-from ctypes import Structure, c_uint16, c_uint32, c_uint64
+from ctypes import c_uint16, c_uint32, c_uint64
+
+from kvmpy.abi.structs import Structure
 
 __all__ = [
     "kvm_assigned_irq",
