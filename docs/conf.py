@@ -59,7 +59,12 @@ def module_section(name: str) -> str:
     folder = ROOT.joinpath(*name.split("."))
     if not folder.is_dir():
         return f"\n## {name.rpartition('.')[2]}\n\n```{{eval-rst}}\n.. automodule:: {name}\n```\n"
-    names = ", ".join(f"`{public}`" for public in public_names(folder / "__init__.py"))
+    public = public_names(folder / "__init__.py")
+    if name == "kvmpy":  # its list is put together when it is imported
+        import kvmpy
+
+        public = [each for each in dir(kvmpy) if not each.startswith("_") and each != "TYPE_CHECKING"]
+    names = ", ".join(f"`{each}`" for each in public)
     listed = f"\nPublic names: {names}\n" if names else ""
     return f"\n```{{eval-rst}}\n.. automodule:: {name}\n    :no-members:\n```\n{listed}"
 
