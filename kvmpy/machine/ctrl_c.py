@@ -18,10 +18,12 @@ class CtrlC:
     and only where Python's own handler is installed; a program's own handler stays.
     """
 
-    def __init__(self, interrupt: "Callable[[], None]") -> None:
+    def __init__(self, interrupt: "Callable[[], object]") -> None:
         self._interrupt = interrupt
         self._installed = False
         self.seen = False
+        self.deferred = False
+        """While set, no SIGINT raises: the run is being put in order."""
 
     def __enter__(self) -> "CtrlC":
         main = threading.current_thread() is threading.main_thread()
@@ -35,7 +37,7 @@ class CtrlC:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _handle(self, number: int, frame: "FrameType | None") -> None:
-        if self.seen:
+        if self.seen and not self.deferred:
             raise KeyboardInterrupt
         self.seen = True
         self._interrupt()

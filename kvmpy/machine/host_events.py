@@ -53,11 +53,18 @@ class HostEvents:
             pass
 
     def _start(self) -> select.epoll:
-        epoll = self._epoll = select.epoll()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        epoll.register(self._wake, select.EPOLLIN)
-        self._thread = threading.Thread(target=self._run, args=(epoll,), name="kvmpy host input", daemon=True)
-        self._thread.start()
+        epoll, wake = select.epoll(), -1
+        try:
+            wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            epoll.register(wake, select.EPOLLIN)
+            thread = threading.Thread(target=self._run, args=(epoll,), name="kvmpy host input", daemon=True)
+            thread.start()
+        except BaseException:
+            epoll.close()
+            if wake >= 0:
+                os.close(wake)
+            raise
+        self._epoll, self._wake, self._thread = epoll, wake, thread
         return epoll
 
     def remove(self, source: HostInput) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from kvmpy._exit import Exit
 from kvmpy.devices.device import Device, InterruptLine, Region
@@ -14,7 +14,7 @@ from kvmpy.machine.ctrl_c import CtrlC
 from kvmpy.machine.device_lock import as_it_is, one_at_a_time
 from kvmpy.machine.host_events import HostEvents
 from kvmpy.machine.outcome import End, Outcome
-from kvmpy.machine.run_control import RunControl
+from kvmpy.machine.run_control import Run, RunControl
 from kvmpy.machine.vcpu_runner import VcpuRunner
 from kvmpy.machine.vcpu_threads import run_in_thread
 
@@ -81,15 +81,14 @@ class Machine:
         self._pid = os.getpid()
         try:
             self.vm: Vm = self.kvm.create_vm()
-            if vcpus > self.kvm.max_vcpus:
-                self.vm.close()
-                raise UsageError(f"this host's KVM gives a VM at most {self.kvm.max_vcpus} vCPUs, not {vcpus}")
         except BaseException:
             if self._owns_kvm:
                 self.kvm.close()
             raise
         self._board = MachineBoard(self.vm, self._control, self._host_events)
         try:
+            if vcpus > self.kvm.max_vcpus:
+                raise UsageError(f"this host's KVM gives a VM at most {self.kvm.max_vcpus} vCPUs, not {vcpus}")
             if irqchip:
                 self.vm.set_identity_map_address(_IDENTITY_MAP)
                 self.vm.set_tss_address(_TSS)
@@ -235,7 +234,8 @@ class Machine:
     def load(self, image: "Image") -> "Entry":
         """Put an image into memory and set the first processor to its start. Raises ImageError when it does not fit."""
         if not hasattr(image, "memory_needs"):
-            raise UsageError(f"load() takes an image, such as FlatImage(...) or ElfImage(...), not {_brief(image)}")
+            raise UsageError(f"load() takes an image, such as FlatImage(...) or ElfImage(...), not {image!r:.60}")
+        self.vcpus[0].check_idle()  # before anything is written below a running guest
         for rom in image.memory_needs():
             if rom.read_only:
                 self.vm.add_rom(rom.address, rom.data, name=rom.name)
@@ -274,24 +274,31 @@ class Machine:
         raises KeyboardInterrupt between two exits, so that the next run goes on.
         """
         with CtrlC(self._control.leave_all) as ctrl_c:
-            self._begin(timeout, first_here=True)
+            run = self._begin(timeout, first_here=True)
             try:
                 if not ctrl_c.seen:  # perhaps just before `begin`
                     self._start_threads(self._runners[1:])
                     self._runners[0].run()
             finally:
-                self._end()
-        if ctrl_c.seen and self._control.error is None:
+                ctrl_c.deferred = True
+                self._control.leave_all(run)
+                ctrl_c.deferred = False  # a handler of another processor may never return
+                try:
+                    _join(self._threads)
+                finally:
+                    ctrl_c.deferred = True
+                    self._control.end()
+        if ctrl_c.seen and run.error is None:
             raise KeyboardInterrupt
-        return self._result(check)
+        return _result(run, check)
 
     def start(self, timeout: float | None = None) -> None:
         """Run the guest in threads of its own; `wait` for its end, or `stop` it. `timeout` as in `run`."""
-        self._begin(timeout, first_here=False)
+        run = self._begin(timeout, first_here=False)
         try:
             self._start_threads(self._runners)
         except BaseException:
-            self._end()
+            self._end(run)
             raise
 
     def wait(self, timeout: float | None = None, *, check: bool = False) -> Outcome:
@@ -303,10 +310,11 @@ class Machine:
         if self._control.called_from_the_run():
             raise UsageError("a device handler cannot wait for the end of the run that waits for its answer")
         threads = self._threads
-        if not self._control.wait(timeout):
+        run = self._control.wait(timeout)
+        if run is None:
             raise TimeoutError(f"the guest still runs after {timeout:g} seconds")
         _join(threads)
-        return self._result(check)
+        return _result(run, check)
 
     def stop(self) -> Outcome:
         """End the run from another thread, or from a device handler; the next run goes on where the guest was.
@@ -324,13 +332,23 @@ class Machine:
         """`run` for asyncio: the guest runs in its own threads; cancelling stops it."""
         import asyncio
 
-        self.start(timeout)
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell() -> None:
+            self._control.wait()
+            with suppress(RuntimeError):  # the loop was closed
+                loop.call_soon_threadsafe(ended.set)
+
+        run = self._begin(timeout, first_here=False)
         try:
-            await asyncio.get_running_loop().run_in_executor(None, self._control.wait)
-        except asyncio.CancelledError:
-            self.stop()
+            self._start_threads(self._runners)
+            # A thread of its own: the loop's executor has few, which other machines may occupy for ever.
+            threading.Thread(target=tell, name="kvmpy end of the run", daemon=True).start()
+            await ended.wait()
+        except BaseException:
+            self._end(run)
             raise
-        return self._result(check)
+        return _result(run, check)
 
     @contextmanager
     def paused(self) -> "Iterator[Machine]":
@@ -350,36 +368,31 @@ class Machine:
         """Whether a processor is in the guest or handling an exit."""
         return self._control.running
 
-    def _begin(self, timeout: float | None, *, first_here: bool) -> None:
+    def _begin(self, timeout: float | None, *, first_here: bool) -> Run:
         if timeout is not None and not (isinstance(timeout, (int, float)) and timeout == timeout):  # NaN is not
             raise UsageError(f"a timeout is a number of seconds, or None, not {timeout!r}")
-        self._control.begin(self.vcpus, timeout, first_here=first_here)
+        return self._control.begin(self.vcpus, timeout, first_here=first_here)
 
     def _start_threads(self, runners: list[VcpuRunner]) -> None:
         self._threads = []
         for runner in runners:
             self._threads.append(run_in_thread(runner, self._control))
 
-    def _end(self) -> None:
-        """Have all processors leave, those that could not even be started included."""
-        self._control.leave_all()
-        _join(self._threads)
-        self._control.end()
-
-    def _result(self, check: bool) -> Outcome:
-        control = self._control
-        if control.error is not None:
-            raise control.error
-        outcome = control.outcome or Outcome(End.STOPPED)
-        if check and not outcome.ok:
-            raise GuestFailed(outcome)
-        return outcome
+    def _end(self, run: Run) -> None:
+        """Have all processors leave a run that this thread began, those that could not even be started included."""
+        threads = self._threads
+        if self._control.leave_all(run):
+            _join(threads)
+            self._control.end()
 
 
-def _brief(value: object) -> str:
-    """What somebody passed by mistake, which may be a whole image."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _result(run: Run, check: bool) -> Outcome:
+    if run.error is not None:
+        raise run.error
+    outcome = run.outcome or Outcome(End.STOPPED)
+    if check and not outcome.ok:
+        raise GuestFailed(outcome)
+    return outcome
 
 
 def _join(threads: list[threading.Thread]) -> None:

@@ -11,7 +11,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["RunControl"]
+__all__ = ["Run", "RunControl"]
+
+
+class Run:
+    """One run, from `RunControl.begin` until all vCPUs have left it, and how it ended."""
+
+    __slots__ = ("error", "outcome", "threads")
+
+    def __init__(self) -> None:
+        self.threads: dict[Vcpu, int] = {}
+        """vCPU -> the thread that runs it; 0 as long as its thread has not come that far."""
+        self.outcome: Outcome | None = None
+        self.error: BaseException | None = None
 
 
 class RunControl:
@@ -30,69 +42,77 @@ class RunControl:
         """Whether the vCPUs are made to stand so that all can be seen idle at the same time."""
         self.deadline: float | None = None
         self.timeout = 0.0
-        self.outcome: Outcome | None = None
-        self.error: BaseException | None = None
         self.closed = False
         self.vcpus: tuple[Vcpu, ...] = ()
-        self._threads: dict[Vcpu, int] = {}
-        """vCPU -> the thread that runs it in this run; 0 as long as its thread has not come that far."""
+        self._run = Run()
+        """The present run, or the last one."""
+        self._kept: Vcpu | None = None
+        """The vCPU that runs where `Machine.run` was called, which says itself when the run is over."""
         self._standing: set[Vcpu] = set()
         """Those that touch neither their vCPU nor a device, and will not while there is a pause."""
         self._idle: set[Vcpu] = set()
         self._counted: set[Vcpu] = set()
 
-    def begin(self, vcpus: tuple[Vcpu, ...], timeout: float | None, *, first_here: bool) -> None:
-        """A new run of these vCPUs, the first one perhaps in this thread; each has to `leave`.
+    def begin(self, vcpus: tuple[Vcpu, ...], timeout: float | None, *, first_here: bool) -> Run:
+        """A new run of these vCPUs, each of which has to `enter` and `leave`.
 
+        `first_here`: the first one runs in this thread, and the run is not over before this thread calls `end`.
         Raises UsageError while a run is under way, or when this thread would wait for the end of its own pause.
         """
         with self._changed:
             if self.closed:
                 raise ClosedError("the machine is closed")
-            if self._threads:
+            if self.running:
                 raise UsageError("the machine is running already; stop() it, or wait() for it to end")
             if first_here:
                 self._check_not_paused_here("run")
             self.vcpus = vcpus
             self.deadline = None if timeout is None else time.monotonic() + timeout
             self.timeout = timeout or 0.0
-            self.outcome = self.error = None
             self.leaving = False
             self._idle = set()
             self._standing = set(vcpus)
-            self._threads = dict.fromkeys(vcpus, 0)
+            self._kept = vcpus[0] if first_here else None
+            self._run = run = Run()
+            run.threads = dict.fromkeys(vcpus, 0)
             if first_here:
-                self._threads[vcpus[0]] = get_ident()
+                run.threads[vcpus[0]] = get_ident()
+            return run
+
+    def end(self) -> None:
+        """The thread that began the run is out of it, and vCPUs that were never started will not enter."""
+        with self._changed:
+            threads = self._run.threads
+            for vcpu in [vcpu for vcpu, thread in threads.items() if not thread or vcpu is self._kept]:
+                del threads[vcpu]
+            self._changed.notify_all()
 
     # From anywhere
 
     def finish(self, outcome: Outcome) -> Outcome:
         """End the run. The first outcome counts: it is the answer."""
         with self._changed:
-            if self.outcome is None:
-                self.outcome = outcome
+            if self._run.outcome is None:
+                self._run.outcome = outcome
             self.leave_all()
-            return self.outcome
+            return self._run.outcome
 
     def fail(self, error: BaseException) -> None:
         """End the run with an exception, to be raised by who waits for it."""
         with self._changed:
-            if self.error is None:
-                self.error = error
+            if self._run.error is None:
+                self._run.error = error
             self.leave_all()
 
-    def leave_all(self) -> None:
-        """Have every vCPU leave its loop after the exit that it is handling."""
+    def leave_all(self, run: Run | None = None) -> bool:
+        """Have every vCPU leave its loop after the exit that it is handling. False: `run` is over already."""
         with self._changed:
+            if run is not None and not (run is self._run and run.threads):
+                return False
             self.leaving = True
             self._changed.notify_all()
-            self._kick(self._threads)
-
-    def end(self) -> None:
-        """No vCPU is in its loop, and none will enter it."""
-        with self._changed:
-            self._threads.clear()
-            self._changed.notify_all()
+            self._kick(self._run.threads)
+            return True
 
     def close(self) -> None:
         """End the run, wait until it has ended, and let no other begin."""
@@ -104,20 +124,19 @@ class RunControl:
     @property
     def running(self) -> bool:
         """Whether a run has begun that not all vCPUs have left."""
-        return bool(self._threads)
+        return bool(self._run.threads)
 
     def called_from_the_run(self) -> bool:
         """Whether the calling thread runs a vCPU: it is in a handler, for which the run itself waits."""
-        return get_ident() in self._threads.values()
+        return get_ident() in self._run.threads.values()
 
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until all vCPUs have left the present run. False: they have not, after `timeout` seconds."""
+    def wait(self, timeout: float | None = None) -> Run | None:
+        """Wait until all vCPUs have left the present run. None: they have not, after `timeout` seconds."""
         with self._changed:
-            run = self._threads
-            if not self.leaving and timeout is None and run:
+            run = self._run  # it may have ended, and the next one begun, before this thread wakes
+            if run.threads and not self.leaving and timeout is None:
                 self._check_not_paused_here("wait")
-            # The run may have ended and the next one begun before this thread wakes.
-            return self._changed.wait_for(lambda: not run or run is not self._threads, timeout)
+            return run if self._changed.wait_for(lambda: not run.threads, timeout) else None
 
     def _kick(self, vcpus: "Iterable[Vcpu]") -> None:
         for vcpu in vcpus:
@@ -133,14 +152,17 @@ class RunControl:
     def enter(self, vcpu: Vcpu) -> bool:
         """A vCPU is about to run. False: the run is over already."""
         with self._changed:
-            self._threads[vcpu] = get_ident()
+            self._run.threads[vcpu] = get_ident()
             self._stand(vcpu)
             return not self.leaving
 
     def leave(self, vcpu: Vcpu) -> None:
         """A vCPU has left its loop."""
         with self._changed:
-            self._threads.pop(vcpu, None)
+            if vcpu is self._kept:
+                self._standing.add(vcpu)
+            else:
+                self._run.threads.pop(vcpu, None)
             self._changed.notify_all()
 
     def park(self, vcpu: Vcpu) -> None:
@@ -208,8 +230,8 @@ class RunControl:
         try:
             with self._changed:
                 self._end_count()
-                self._kick(self._threads)
-                while not self._threads.keys() <= self._standing:
+                self._kick(self._run.threads)
+                while not self._run.threads.keys() <= self._standing:
                     self._changed.wait()
         except BaseException:
             self.resume()

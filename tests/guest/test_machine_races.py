@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
+import random
 import signal
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from gnu_toolchain import assemble
-from kvmpy import ClosedError, End, Machine, UsageError
+from kvmpy import ClosedError, End, Machine, UsageError, VcpuBusyError
 from kvmpy.boot import FlatImage
 from kvmpy.devices.device import Board, Device, Region
 from kvmpy.machine.bus import Bus
@@ -28,6 +31,25 @@ FOR_EVER = "1: jmp 1b"
 def machine_with(source: str, *, vcpus: int = 1, irqchip: bool = True) -> Machine:
     machine = Machine(memory=1 << 20, vcpus=vcpus, irqchip=irqchip)
     machine.load(FlatImage(assemble(source, address=0x1000), address=0x1000))
+    return machine
+
+
+# Long mode, because the local APIC is beyond real mode: INIT and SIPI to all but self, start at 0x8000.
+START_OTHER = """
+    mov ebx, 0xfee00000
+    mov dword ptr [rbx + 0xf0], 0x1ff
+    mov dword ptr [rbx + 0x300], 0xc4500
+    mov dword ptr [rbx + 0x300], 0xc4608
+"""
+NMI_OTHER = "mov dword ptr [rbx + 0x300], 0xc4400"
+
+
+def two_processors(first: str, other: str) -> Machine:
+    """The first one starts the other and runs `first` in long mode; the other runs in real mode."""
+    machine = Machine(memory=2 << 20, vcpus=2)
+    code = assemble(f"{START_OTHER}; {first}", bits=64, address=0x10000)
+    machine.load(FlatImage(code, address=0x10000, mode="long"))
+    machine.memory.write(0x8000, assemble(other, bits=16, address=0x8000))
     return machine
 
 
@@ -144,6 +166,123 @@ def test_stop_returns_although_the_next_run_has_begun_already() -> None:
             machine.stop()
             thread.join(0.001)
         assert stops == 200
+
+
+def test_the_second_ctrl_c_leaves_although_another_processor_is_in_a_handler() -> None:
+    latch = Latch()
+    with two_processors(FOR_EVER, "out 0x10, al; 1: jmp 1b") as machine:
+        machine.map_ports(0x10, 1, write=latch.write)
+
+        def interrupt() -> None:
+            latch.came.wait(PATIENCE)
+            for _ in range(2):
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                time.sleep(0.2)
+
+        thread = in_thread(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            machine.run(timeout=PATIENCE)
+        thread.join()
+        assert machine.running
+        with pytest.raises(UsageError, match="running already"):
+            machine.run(timeout=1)
+        latch.go.set()
+        machine.wait(PATIENCE)
+        assert machine.run(timeout=0.05).end is End.TIMEOUT
+
+
+def test_run_async_needs_no_thread_of_the_loops_executor() -> None:
+    async def both(endless: Machine, short: Machine) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        first = asyncio.ensure_future(endless.run_async())
+        await asyncio.sleep(0.01)
+        outcome = await asyncio.wait_for(short.run_async(), PATIENCE / 2)
+        assert outcome.end is End.HALTED
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+
+    with machine_with(FOR_EVER) as endless, machine_with("hlt", irqchip=False) as short:
+        asyncio.run(both(endless, short))
+        assert not endless.running
+
+
+def test_load_leaves_the_memory_of_a_running_guest_alone() -> None:
+    with machine_with("1: out 0x10, al; jmp 1b") as machine:
+        before = machine.memory.read(0x1000, 16)
+        came = threading.Event()
+        machine.map_ports(0x10, 1, write=lambda offset, size, value: came.set())
+        machine.start()
+        assert came.wait(PATIENCE)
+        with pytest.raises(VcpuBusyError):
+            machine.load(FlatImage(bytes(16), address=0x1000))
+        assert machine.memory.read(0x1000, 16) == before
+        machine.stop()
+
+
+def test_runs_stops_and_pauses_of_many_threads_never_meet() -> None:
+    # Handlers stop, raise and dawdle; two threads run, one stops, two pause. In a pause nothing moves, and nobody
+    # finds a processor busy.
+    first = f"1: out 0x50, al; in eax, 0x54; {NMI_OTHER}; cli; hlt; jmp 1b"
+    with two_processors(first, "1: out 0x51, al; jmp 1b") as machine:
+        machine.memory.write(0x9000, assemble("iret", address=0x9000))
+        machine.memory.write(2 * 4, (0x9000).to_bytes(4, "little"))
+        chance = random.Random(5)
+        reads = 0
+        pauses: list[bool] = []
+        end = time.monotonic() + 2
+
+        def write(offset: int, size: int, value: int) -> None:
+            match chance.randrange(500):
+                case 0:
+                    machine.stop()
+                case 1:
+                    raise ZeroDivisionError
+                case 2:
+                    time.sleep(0.01)
+
+        def read(offset: int, size: int) -> int:
+            nonlocal reads
+            reads += 1
+            return reads
+
+        def run() -> None:
+            while time.monotonic() < end:
+                try:
+                    if chance.randrange(2):
+                        machine.run(timeout=chance.random() / 20)
+                    else:
+                        machine.start(timeout=chance.random() / 20)
+                        machine.wait()
+                except ZeroDivisionError:
+                    pass
+                except UsageError as error:
+                    if type(error) is not UsageError:
+                        raise
+                    time.sleep(0.001)
+
+        def stop() -> None:
+            while time.monotonic() < end:
+                time.sleep(chance.random() / 50)
+                machine.stop()
+
+        def pause() -> None:
+            while time.monotonic() < end:
+                time.sleep(chance.random() / 100)
+                with machine.paused():
+                    before = reads, [vcpu.regs.rip for vcpu in machine.vcpus]
+                    time.sleep(chance.random() / 1000)
+                    pauses.append(before == (reads, [vcpu.regs.rip for vcpu in machine.vcpus]))
+
+        machine.map_ports(0x50, 2, write=write)
+        machine.map_ports(0x54, 4, read=read)
+        with ThreadPoolExecutor(5) as pool:
+            for done in [pool.submit(work) for work in (run, run, stop, pause, pause)]:
+                done.result(PATIENCE)
+        assert not machine.running
+        assert reads > 0
+        assert all(pauses)
 
 
 # Pausing
@@ -298,6 +437,38 @@ def test_a_device_whose_input_cannot_be_listened_to_is_not_plugged_in() -> None:
         assert machine.ports.regions == ()
     with pytest.raises(ClosedError):
         machine.add(Device())
+
+
+def test_host_input_that_cannot_be_started_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    class Input:
+        def __init__(self, fd: int) -> None:
+            self.fd = fd
+            self.came = threading.Event()
+
+        def fileno(self) -> int:
+            return self.fd
+
+        def ready(self) -> bool:
+            self.came.set()
+            return False
+
+    reader, writer = os.pipe()
+    with machine_with("hlt") as machine:
+        before = len(os.listdir("/proc/self/fd"))
+        source = Input(reader)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError):
+                machine.listen(source)
+        assert len(os.listdir("/proc/self/fd")) == before
+        machine.listen(source)
+        os.write(writer, b"x")
+        assert source.came.wait(PATIENCE)
+    os.close(reader)
+    os.close(writer)
 
 
 def test_memory_goes_with_the_machine_and_not_with_the_next_garbage_collection() -> None:
