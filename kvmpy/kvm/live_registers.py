@@ -9,6 +9,8 @@ its sisters fill the same area when the vCPU has not run yet.
 Without the capability the area is private memory and the vCPU loads and writes it back by ioctl around KVM_RUN.
 """
 
+from struct import Struct
+
 from kvmpy.errors import RegisterValueError, UsageError
 from kvmpy.kvm.register_sync import ALL, RegisterSync
 from kvmpy.x86.registers import (
@@ -30,6 +32,11 @@ _CONTROL_REGISTERS = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")
 
 # Offsets in struct kvm_sregs: eight struct kvm_segment of 24 bytes, two struct kvm_dtable of 16, then u64 fields.
 _SEGMENT_SIZE, _TABLES, _CONTROL, _INTERRUPTS, SREGS_SIZE = 24, 192, 224, 280, 312
+_KVM_REGS = Struct("=18Q")
+_KVM_SEGMENT = Struct("=QIH9Bx")  # base, limit, selector, type, present, dpl, db, s, l, g, avl, unusable
+_KVM_DTABLE = Struct("=QH6x")
+_CONTROL_CELLS = Struct("=7Q")
+_INTS = {int}
 _SEGMENT_WIDTHS = {"base": 64, "limit": 32, "selector": 16, "type": 4, "dpl": 2}
 _SEGMENT_FIELDS = tuple((field, _SEGMENT_WIDTHS.get(field, 1)) for field in Segment.__slots__)
 
@@ -53,12 +60,12 @@ def _general(index: int, name: str) -> property:
 def _control(index: int, name: str) -> property:
     def read(registers: "LiveSystemRegisters") -> int:
         registers._sync.need_sregs()
-        return registers._u64[_CONTROL // 8 + index]
+        return registers._control[index]
 
     def write(registers: "LiveSystemRegisters", value: int) -> None:
         _check(name, value, 64)
         registers._sync.need_sregs()
-        registers._u64[_CONTROL // 8 + index] = value
+        registers._control[index] = value
         registers._sync.mark_sregs()
 
     return property(read, write, doc=f"{name.upper()}, 64 bits, unsigned")
@@ -70,9 +77,9 @@ def _segment(index: int, name: str) -> property:
         return registers._read_segment(index * _SEGMENT_SIZE)
 
     def write(registers: "LiveSystemRegisters", value: Segment) -> None:
-        _check_segment(name, value)
+        image = _segment_image(name, value)
         registers._sync.need_sregs()
-        registers._write_segment(index * _SEGMENT_SIZE, value)
+        registers._area[index * _SEGMENT_SIZE : (index + 1) * _SEGMENT_SIZE] = image
         registers._sync.mark_sregs()
 
     return property(read, write, doc=f"{name.upper()} with its hidden part")
@@ -84,9 +91,9 @@ def _table(index: int, name: str) -> property:
         return registers._read_table(_TABLES + 16 * index)
 
     def write(registers: "LiveSystemRegisters", value: DescriptorTable) -> None:
-        _check_table(name, value)
+        image = _table_image(name, value)
         registers._sync.need_sregs()
-        registers._write_table(_TABLES + 16 * index, value)
+        registers._area[_TABLES + 16 * index : _TABLES + 16 * (index + 1)] = image
         registers._sync.mark_sregs()
 
     return property(read, write, doc=f"{name.upper()}R: base and limit")
@@ -123,25 +130,46 @@ def _whole_register(name: str) -> str:
     return ""
 
 
-def _check_segment(name: str, value: object) -> None:
+def _segment_image(name: str, value: object) -> bytes:
+    """struct kvm_segment of a segment register. Raises RegisterValueError naming the field that does not fit."""
     if not isinstance(value, Segment):
         raise UsageError(f"{name} takes a kvmpy.x86.registers.Segment, not {value!r}")
+    fields = (
+        value.base, value.limit, value.selector, value.type, value.present, value.dpl, value.db, value.s, value.l,
+        value.g, value.avl, value.unusable,
+    )  # fmt: skip
+    base, limit, selector, kind, present, dpl, db, s, long, g, avl, unusable = fields
+    if (
+        {*map(type, fields)} != _INTS
+        or base >> 64 | limit >> 32 | selector >> 16 | kind >> 4 | dpl >> 2
+        or (present | db | s | long | g | avl | unusable) >> 1
+    ):
+        _check_fields(name, value)  # one by one only now, or that would be most of the cost of an entry state
+    return _KVM_SEGMENT.pack(*fields)
+
+
+def _check_fields(name: str, value: Segment) -> None:
     for field, bits in _SEGMENT_FIELDS:
         content = getattr(value, field)
         if not isinstance(content, int) or content < 0 or content >> bits:
             raise RegisterValueError(f"{name}.{field}", content, bits)
 
 
-def _check_table(name: str, value: object) -> None:
+def _table_image(name: str, value: object) -> bytes:
+    """struct kvm_dtable of GDTR or IDTR."""
     if not isinstance(value, DescriptorTable):
         raise UsageError(f"{name} takes a kvmpy.x86.registers.DescriptorTable, not {value!r}")
     _check(f"{name}.base", value.base, 64)
     _check(f"{name}.limit", value.limit, 16)
+    return _KVM_DTABLE.pack(value.base, value.limit)
 
 
-def _check_interrupt(vector: object) -> None:
-    if vector is not None:
-        _check("interrupt", vector, 8)
+def _interrupt_image(vector: int | None) -> bytes:
+    """interrupt_bitmap: 256 bits, at most one of them set."""
+    if vector is None:
+        return bytes(32)
+    _check("interrupt", vector, 8)
+    return (1 << vector).to_bytes(32, "little")
 
 
 class LiveRegisters:
@@ -150,7 +178,7 @@ class LiveRegisters:
     Every attribute is an unsigned 64-bit int; assigning what does not fit raises RegisterValueError. Prints readably.
     """
 
-    __slots__ = ("_cells", "_sync")
+    __slots__ = ("_area", "_cells", "_sync")
     rax = _general(0, "rax")
     rbx = _general(1, "rbx")
     rcx = _general(2, "rcx")
@@ -172,9 +200,11 @@ class LiveRegisters:
 
     def __init__(self, sync: RegisterSync, area: memoryview) -> None:
         object.__setattr__(self, "_sync", sync)
+        object.__setattr__(self, "_area", area)
         object.__setattr__(self, "_cells", area.cast("Q"))
 
     _sync: RegisterSync
+    _area: memoryview
     _cells: memoryview
 
     def __setattr__(self, name: str, value: int) -> None:
@@ -194,17 +224,18 @@ class LiveRegisters:
 
     def assign(self, values: Registers) -> None:
         """Take over all registers of `values`."""
-        for name in GENERAL_REGISTERS:
-            _check(name, getattr(values, name), 64)
+        cells = [getattr(values, name) for name in GENERAL_REGISTERS]
+        if {*map(type, cells)} != _INTS or min(cells) < 0 or max(cells) >> 64:
+            for name, value in zip(GENERAL_REGISTERS, cells, strict=True):
+                _check(name, value, 64)
         self._sync.will_write()
-        cells = self._cells
-        for index, name in enumerate(GENERAL_REGISTERS):
-            cells[index] = getattr(values, name)
+        self._area[:] = _KVM_REGS.pack(*cells)
         self._sync.mark_regs(ALL)
 
     def drop(self) -> None:
         """Let go of the vCPU's mapping: the vCPU is closed."""
         self._cells.release()
+        self._area.release()
 
     def __str__(self) -> str:
         return str(self.copy())
@@ -219,7 +250,7 @@ class LiveSystemRegisters:
     Segments and tables are immutable values: `sregs.cs = sregs.cs.replace(base=0x1000)`.
     """
 
-    __slots__ = ("_sync", "_u8", "_u16", "_u32", "_u64")
+    __slots__ = ("_area", "_control", "_sync")
     cs = _segment(0, "cs")
     ds = _segment(1, "ds")
     es = _segment(2, "es")
@@ -240,16 +271,12 @@ class LiveSystemRegisters:
 
     def __init__(self, sync: RegisterSync, area: memoryview) -> None:
         object.__setattr__(self, "_sync", sync)
-        object.__setattr__(self, "_u8", area)
-        object.__setattr__(self, "_u16", area.cast("H"))
-        object.__setattr__(self, "_u32", area.cast("I"))
-        object.__setattr__(self, "_u64", area.cast("Q"))
+        object.__setattr__(self, "_area", area)
+        object.__setattr__(self, "_control", area[_CONTROL:_INTERRUPTS].cast("Q"))
 
     _sync: RegisterSync
-    _u8: memoryview
-    _u16: memoryview
-    _u32: memoryview
-    _u64: memoryview
+    _area: memoryview
+    _control: memoryview
 
     def __setattr__(self, name: str, value: object) -> None:
         if name not in SystemRegisters.__slots__:
@@ -269,9 +296,9 @@ class LiveSystemRegisters:
 
     @interrupt.setter
     def interrupt(self, vector: int | None) -> None:
-        _check_interrupt(vector)
+        image = _interrupt_image(vector)
         self._sync.need_sregs()
-        self._write_interrupt(vector)
+        self._area[_INTERRUPTS:SREGS_SIZE] = image
         self._sync.mark_sregs()
 
     def copy(self) -> SystemRegisters:
@@ -281,71 +308,51 @@ class LiveSystemRegisters:
         for index, name in enumerate(SEGMENT_REGISTERS):
             setattr(values, name, self._read_segment(index * _SEGMENT_SIZE))
         values.gdt, values.idt = self._read_table(_TABLES), self._read_table(_TABLES + 16)
-        for index, name in enumerate(_CONTROL_REGISTERS):
-            setattr(values, name, self._u64[_CONTROL // 8 + index])
+        for name, value in zip(_CONTROL_REGISTERS, self._control, strict=True):
+            setattr(values, name, value)
         values.interrupt = self._read_interrupt()
         return values
 
     def assign(self, values: SystemRegisters) -> None:
         """Take over all registers of `values`."""
         # Everything is checked before anything is written.
-        for name in _CONTROL_REGISTERS:
-            _check(name, getattr(values, name), 64)
+        control = [getattr(values, name) for name in _CONTROL_REGISTERS]
+        for name, value in zip(_CONTROL_REGISTERS, control, strict=True):
+            _check(name, value, 64)
+        images = []
+        last: object = self
+        image = b""
         for name in SEGMENT_REGISTERS:
-            _check_segment(name, getattr(values, name))
-        _check_table("gdt", values.gdt)
-        _check_table("idt", values.idt)
-        _check_interrupt(values.interrupt)
+            segment = getattr(values, name)
+            if segment is not last:  # the data segments are often one and the same
+                last, image = segment, _segment_image(name, segment)
+            images.append(image)
+        images += _table_image("gdt", values.gdt), _table_image("idt", values.idt), _CONTROL_CELLS.pack(*control)
+        images.append(_interrupt_image(values.interrupt))
         self._sync.will_write()
-        for index, name in enumerate(SEGMENT_REGISTERS):
-            self._write_segment(index * _SEGMENT_SIZE, getattr(values, name))
-        self._write_table(_TABLES, values.gdt)
-        self._write_table(_TABLES + 16, values.idt)
-        for index, name in enumerate(_CONTROL_REGISTERS):
-            self._u64[_CONTROL // 8 + index] = getattr(values, name)
-        self._write_interrupt(values.interrupt)
+        self._area[:] = b"".join(images)
         self._sync.mark_sregs()
 
-    # struct kvm_segment: base u64, limit u32, selector u16, then u8 type present dpl db s l g avl unusable padding
-
     def _read_segment(self, at: int) -> Segment:
-        kind, present, dpl, db, s, long, g, avl, unusable = self._u8[at + 14 : at + 23]
+        base, limit, selector, kind, present, dpl, db, s, long, g, avl, unusable = _KVM_SEGMENT.unpack_from(
+            self._area, at
+        )
         return Segment(
-            self._u16[at // 2 + 6], self._u64[at // 8], self._u32[at // 4 + 2],
+            selector, base, limit,
             type=kind, present=present, dpl=dpl, db=db, s=s, l=long, g=g, avl=avl, unusable=unusable,
         )  # fmt: skip
 
-    def _write_segment(self, at: int, value: Segment) -> None:
-        self._u64[at // 8] = value.base
-        self._u32[at // 4 + 2] = value.limit
-        self._u16[at // 2 + 6] = value.selector
-        self._u8[at + 14 : at + 24] = bytes(
-            (value.type, value.present, value.dpl, value.db, value.s, value.l, value.g, value.avl, value.unusable, 0)
-        )
-
-    # struct kvm_dtable: base u64, limit u16, padding u16[3]
-
     def _read_table(self, at: int) -> DescriptorTable:
-        return DescriptorTable(self._u64[at // 8], self._u16[at // 2 + 4])
-
-    def _write_table(self, at: int, value: DescriptorTable) -> None:
-        self._u64[at // 8] = value.base
-        self._u64[at // 8 + 1] = value.limit
-
-    # interrupt_bitmap: 256 bits, at most one of them set
+        return DescriptorTable(*_KVM_DTABLE.unpack_from(self._area, at))
 
     def _read_interrupt(self) -> int | None:
-        bits = int.from_bytes(self._u8[_INTERRUPTS:SREGS_SIZE], "little")
+        bits = int.from_bytes(self._area[_INTERRUPTS:SREGS_SIZE], "little")
         return bits.bit_length() - 1 if bits else None
-
-    def _write_interrupt(self, vector: int | None) -> None:
-        bits = 0 if vector is None else 1 << vector
-        self._u8[_INTERRUPTS:SREGS_SIZE] = bits.to_bytes(32, "little")
 
     def drop(self) -> None:
         """Let go of the vCPU's mapping: the vCPU is closed."""
-        for view in (self._u8, self._u16, self._u32, self._u64):
-            view.release()
+        self._control.release()
+        self._area.release()
 
     def __str__(self) -> str:
         return str(self.copy())

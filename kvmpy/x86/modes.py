@@ -51,6 +51,7 @@ _EFER_LME, _EFER_LMA, _EFER_NXE = 0x100, 0x400, 0x800
 
 _REAL_MODE_TOP = 0x10_FFEF  # FFFF:FFFF, the last byte that real mode can address
 _NO_TABLE = DescriptorTable(0, 0)
+_REAL_MODE_VECTORS = DescriptorTable(0, 0x3FF)
 _LDT_UNUSABLE = Segment(0, 0, 0, type=2, s=0, present=0, unusable=1)
 
 
@@ -103,9 +104,9 @@ def real_mode(
     sregs.cr0 = _CR0_ET  # caches on, as firmware leaves them
     sregs.cs = Segment(segment, segment << 4, type=11)
     sregs.ds = sregs.es = sregs.fs = sregs.gs = Segment(data_segment, data_segment << 4, type=3)
-    sregs.ss = Segment(stack_segment, stack_segment << 4, type=3)
+    sregs.ss = sregs.ds if stack_segment == data_segment else Segment(stack_segment, stack_segment << 4, type=3)
     # The table real mode uses is the interrupt vector table at 0; a GDT is the guest's to load.
-    sregs.idt = DescriptorTable(0, 0x3FF)
+    sregs.idt = _REAL_MODE_VECTORS
     return state
 
 

@@ -143,6 +143,11 @@ class DescriptorTable:
         return f"<DescriptorTable base={self.base:#x} limit={self.limit:#x}>"
 
 
+_RESET_CODE, _RESET_DATA = Segment(type=11), Segment(type=3)
+_RESET_TR, _RESET_LDT = Segment(type=11, s=0), Segment(type=2, s=0)
+_RESET_TABLE = DescriptorTable()
+
+
 class _Comparable:
     """Equality and copying over __slots__, for the two mutable register files."""
 
@@ -185,10 +190,15 @@ class Registers(_Comparable):
     rflags: int
 
     def __init__(self, **values: int) -> None:
-        for name in GENERAL_REGISTERS:
-            setattr(self, name, values.pop(name, 2 if name == "rflags" else 0))
+        self.rax = self.rbx = self.rcx = self.rdx = self.rsi = self.rdi = self.rsp = self.rbp = 0
+        self.r8 = self.r9 = self.r10 = self.r11 = self.r12 = self.r13 = self.r14 = self.r15 = self.rip = 0
+        self.rflags = 2
         if values:
-            raise TypeError(f"no such register: {', '.join(sorted(values))}")
+            unknown = values.keys() - GENERAL_REGISTERS
+            if unknown:
+                raise TypeError(f"no such register: {', '.join(sorted(unknown))}")
+            for name, value in values.items():
+                setattr(self, name, value)
 
     def copy(self) -> "Registers":
         return Registers(**{name: getattr(self, name) for name in GENERAL_REGISTERS})
@@ -230,12 +240,11 @@ class SystemRegisters(_Comparable):
     interrupt: int | None
 
     def __init__(self) -> None:
-        data = Segment(type=3)
-        self.cs = Segment(type=11)
-        self.ds = self.es = self.fs = self.gs = self.ss = data
-        self.tr = Segment(type=11, s=0)
-        self.ldt = Segment(type=2, s=0)
-        self.gdt = self.idt = DescriptorTable()
+        self.cs = _RESET_CODE
+        self.ds = self.es = self.fs = self.gs = self.ss = _RESET_DATA
+        self.tr = _RESET_TR
+        self.ldt = _RESET_LDT
+        self.gdt = self.idt = _RESET_TABLE
         self.cr0 = 0x6000_0010  # CD, NW and ET, as after reset
         self.cr2 = self.cr3 = self.cr4 = self.cr8 = self.efer = 0
         self.apic_base = 0xFEE0_0900  # enabled, bootstrap processor
