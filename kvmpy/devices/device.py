@@ -78,6 +78,10 @@ class Region:
         self.base = base
         self.width = width
 
+    def overlaps(self, other: Region) -> bool:
+        """Whether any address belongs to both, which are of one kind."""
+        return self.start < other.start + other.length and other.start < self.start + self.length
+
     def __repr__(self) -> str:
         return f"{self.name} ({self.kind} {self.start:#x}..{self.start + self.length - 1:#x})"
 

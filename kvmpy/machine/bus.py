@@ -33,9 +33,8 @@ class Bus:
     def add(self, region: Region) -> None:
         """Claim a range. Raises OverlapError naming both owners, and what `check` raises."""
         self.check(region)
-        end = region.start + region.length
         for other in self.regions:
-            if region.start < other.start + other.length and other.start < end:
+            if region.overlaps(other):
                 raise OverlapError(repr(region), repr(other))
         regions = list(self.regions)
         insort(regions, region, key=lambda other: other.start)

@@ -1,10 +1,33 @@
-"""Interrupt lines that lead to KVM's in-kernel controllers."""
+"""KVM's in-kernel controllers: where they answer, and interrupt lines that lead to them."""
 
 import threading
 
+from kvmpy.devices.device import Region
+from kvmpy.errors import OverlapError
 from kvmpy.kvm import Vm
 
-__all__ = ["InterruptPin", "KvmInterruptLine"]
+__all__ = ["InterruptPin", "KvmInterruptLine", "check_not_in_kernel"]
+
+_IN_KERNEL = tuple(
+    Region(kind, start, length, f"KVM's {name}", None, None)
+    for kind, start, length, name in (
+        ("port", 0x20, 2, "PIC"),
+        ("port", 0xA0, 2, "PIC"),
+        ("port", 0x4D0, 2, "PIC"),
+        ("port", 0x40, 4, "PIT"),
+        ("port", 0x61, 1, "PIT"),
+        ("mmio", 0xFEC0_0000, 0x100, "IOAPIC"),
+        ("mmio", 0xFEE0_0000, 0x1000, "local APIC"),
+    )
+)
+"""What a machine with irqchip answers inside the kernel (KVM API, sections 4.24 and 4.71): it never becomes an exit."""
+
+
+def check_not_in_kernel(region: Region) -> None:
+    """Raise OverlapError for a region whose handlers would never be called, because KVM answers there by itself."""
+    for owner in _IN_KERNEL:
+        if region.kind == owner.kind and region.overlaps(owner):
+            raise OverlapError(repr(region), f"{owner!r}; Machine(irqchip=False) has none")
 
 
 class InterruptPin:

@@ -13,6 +13,7 @@ from kvmpy.machine.bus import Bus
 from kvmpy.machine.ctrl_c import CtrlC
 from kvmpy.machine.device_lock import as_it_is, one_at_a_time
 from kvmpy.machine.host_events import HostEvents
+from kvmpy.machine.interrupts import check_not_in_kernel
 from kvmpy.machine.outcome import End, Outcome
 from kvmpy.machine.run_control import Run, RunControl
 from kvmpy.machine.vcpu_runner import VcpuRunner
@@ -162,7 +163,8 @@ class Machine:
     def add(self, device: "D") -> "D":
         """Plug a device in at the ports and addresses it declares, and answer it.
 
-        Raises OverlapError naming both owners when a range is taken, UsageError when the device is plugged in already.
+        Raises OverlapError naming both owners when a range is taken, be it by KVM itself, UsageError when the device
+        is plugged in already.
         """
         if self._closed:
             raise ClosedError("the machine is closed")
@@ -210,6 +212,8 @@ class Machine:
     def _claim(self, region: Region) -> Region:
         bus = self._bus(region)
         bus.check(region)
+        if self.vm.irqchip:
+            check_not_in_kernel(region)
         if bus is self.mmio:
             self.memory.check_free(region.start, region.length, region)
         bus.add(region)

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from kvmpy import End, Hlt, Machine, MiB, UsageError
+from kvmpy import End, Hlt, Machine, MiB, OverlapError, UsageError
 from kvmpy.boot import FlatImage
-from kvmpy.devices import Uart16550
+from kvmpy.devices import Pit8254, Uart16550
 
 
 @pytest.fixture
@@ -17,8 +17,8 @@ def machine() -> Any:
         yield machine
 
 
-def nothing(*_arguments: object) -> None:
-    return None
+def nothing(*_arguments: object) -> int:
+    return 0
 
 
 @pytest.mark.parametrize("memory", ["16M", 0.5 * MiB, None])
@@ -73,6 +73,28 @@ def test_addresses_that_cannot_be_are_not_mapped(machine: Any, address: Any) -> 
     with pytest.raises(UsageError, match="mmio"):
         machine.map_mmio(address, 0x1000, read=nothing)
     assert machine.mmio.regions == ()
+
+
+@pytest.mark.parametrize(
+    ("first", "owner"), [(0x20, "PIC"), (0x43, "PIT"), (0x60, "PIT"), (0xA1, "PIC"), (0x4D1, "PIC")]
+)
+def test_ports_that_kvm_answers_by_itself_are_not_mapped_in_vain(machine: Any, first: int, owner: str) -> None:
+    with pytest.raises(OverlapError, match=f"KVM's {owner}.*irqchip=False"):
+        machine.map_ports(first, 2, read=nothing)
+    with Machine(memory=0x10000, irqchip=False) as bare:
+        bare.map_ports(first, 2, read=nothing)
+
+
+@pytest.mark.parametrize(("address", "owner"), [(0xFEC0_0000, "IOAPIC"), (0xFEE0_0FFC, "local APIC")])
+def test_addresses_that_kvm_answers_by_itself_are_not_mapped_in_vain(machine: Any, address: int, owner: str) -> None:
+    with pytest.raises(OverlapError, match=f"KVM's {owner}"):
+        machine.map_mmio(address, 4, read=nothing)
+
+
+def test_a_timer_of_one_s_own_is_refused_beside_kvm_s(machine: Any) -> None:
+    with pytest.raises(OverlapError, match="KVM's PIT"):
+        machine.add(Pit8254())
+    assert machine.ports.regions == ()
 
 
 @pytest.mark.parametrize("number", ["4", -1, None, 1.5])
