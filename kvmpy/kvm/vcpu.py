@@ -89,7 +89,7 @@ class Vcpu(VcpuRegisters):
         self._kicked = False
         self._attachments: list[Attachment] = []
         """What else maps this vCPU's file descriptor, closed with it."""
-        self._backlog: tuple[Exit, ...] = ()  # exits that settle() met and that nobody has had yet
+        self.backlog: tuple[Exit, ...] = ()  # exits that settle() met and that nobody has had yet
         self.last_exit: Exit | None = None
         self._answerable = 0  # which entry gave the last exit that KVM waits for an answer to
         self._sync = RegisterSync(
@@ -161,9 +161,9 @@ class Vcpu(VcpuRegisters):
             page = self.page
             reasons = page.u32
             event: Exit | None = None
-            if self._backlog:
-                event = self.last_exit = self._backlog[0]
-                self._backlog = self._backlog[1:]
+            if self.backlog:
+                event = self.last_exit = self.backlog[0]
+                self.backlog = self.backlog[1:]
                 self._owner = {}
                 return event
             if reasons[_REASON] in NOT_FROM_THE_GUEST:
@@ -234,7 +234,7 @@ class Vcpu(VcpuRegisters):
                 if handle is not None:
                     handle(event)
                 elif not isinstance(event, Answered):
-                    self._backlog = (*self._backlog, event)
+                    self.backlog = (*self.backlog, event)
                 page.u32[_REASON] = NO_EXIT
         finally:
             if not nested:

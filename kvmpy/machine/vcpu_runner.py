@@ -14,10 +14,12 @@ from kvmpy.machine.run_loop import RunLoop
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from kvmpy.machine.bus import Bus
 
     ExitHandler = Callable[[Vcpu, Exit], Outcome | None]
+    Guard = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 __all__ = ["VcpuRunner"]
 
@@ -30,13 +32,12 @@ _MP_UNINITIALIZED, _MP_INIT_RECEIVED, _MP_HALTED = 1, 2, 3  # KVM_MP_STATE_*
 class VcpuRunner:
     """Runs one vCPU of a machine in whichever thread calls `run`."""
 
-    def __init__(
-        self, vcpu: Vcpu, control: RunControl, ports: "Bus", mmio: "Bus", guard: "Callable[..., object]"
-    ) -> None:
+    def __init__(self, vcpu: Vcpu, control: RunControl, ports: "Bus", mmio: "Bus", guard: "Guard") -> None:
         self.vcpu = vcpu
         self.control = control
         self.exit_handlers: dict[type[Exit], ExitHandler] = {}
-        self.loop = RunLoop(vcpu, ports, mmio, attend=self._attend, other=self._other, guard=guard)  # type: ignore[arg-type]
+        self.loop = RunLoop(vcpu, ports, mmio, attend=self._attend, other=self._other, guard=guard)
+        self._ports, self._mmio, self._guard = ports, mmio, guard
         self._tick = 0.0
 
     def run(self) -> None:
@@ -49,7 +50,8 @@ class VcpuRunner:
             try:
                 self._tick = _FIRST_TICK
                 self._arm()
-                self.loop.run()
+                if not (vcpu.backlog and self._handle_backlog()):
+                    self.loop.run()
             finally:
                 vcpu.arm(0, 0)
                 vcpu.release()
@@ -101,6 +103,23 @@ class VcpuRunner:
         """
         if self.vcpu.vm.irqchip and self.control.all_idle(self.vcpu, _waits_for_ever):
             self.control.finish(Outcome(End.HALTED, "halted with interrupts off", vcpu=self.vcpu.id))
+
+    # Exits that somebody met by Vcpu.settle() between two runs
+
+    def _handle_backlog(self) -> bool:
+        """Handle exits that were left for the next run, oldest first. True: leave the run."""
+        vcpu, leave = self.vcpu, False
+        while vcpu.backlog and not leave:
+            match vcpu.backlog[0]:
+                case exits.IoOut(port=port, data=data, size=size):
+                    for at in range(0, len(data), size):
+                        self._guard(self._ports.write)(port, size, int.from_bytes(data[at : at + size], "little"))
+                case exits.MmioWrite(address=address, data=data):
+                    self._guard(self._mmio.write)(address, len(data), int.from_bytes(data, "little"))
+                case event:
+                    leave = self._other(event)
+            vcpu.backlog = vcpu.backlog[1:]
+        return leave
 
     # Exits other than port and memory accesses
 

@@ -202,6 +202,25 @@ def test_a_string_whose_handler_raises_goes_on_where_it_was() -> None:
         assert machine.memory.read(0x5000, 16) == bytes(range(16))
 
 
+def test_an_exit_that_was_settled_between_two_runs_still_reaches_its_device() -> None:
+    with machine_with("mov al, 7; out 0x10, al; mov al, 8; out 0x10, al; hlt", irqchip=False) as machine:
+        seen: list[int] = []
+        raised: list[bool] = []
+
+        def write(offset: int, size: int, value: int) -> None:
+            if not raised:
+                raised.append(True)
+                raise ZeroDivisionError
+            seen.append(value)
+
+        machine.map_ports(0x10, 1, write=write)
+        with pytest.raises(ZeroDivisionError):
+            machine.run(timeout=5)
+        machine.vcpus[0].settle()  # as somebody does who wants to look at complete registers
+        assert machine.run(timeout=5).end is End.HALTED
+        assert seen == [7, 8]
+
+
 def test_a_read_handler_that_stops_the_machine_has_answered() -> None:
     with machine_with("in al, 0x10; out 0x11, al; hlt", irqchip=False) as machine:
         seen: list[int] = []
