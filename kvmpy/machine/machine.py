@@ -163,8 +163,7 @@ class Machine:
     def add(self, device: "D") -> "D":
         """Plug a device in at the ports and addresses it declares, and answer it.
 
-        Raises OverlapError naming both owners when a range is taken, be it by KVM itself, UsageError when the device
-        is plugged in already.
+        Raises OverlapError naming both owners of a range that is taken, UsageError for a device plugged in already.
         """
         if self._closed:
             raise ClosedError("the machine is closed")
@@ -200,10 +199,7 @@ class Machine:
         self, address: int, size: int, *, read: "ReadHandler | None" = None, write: "WriteHandler | None" = None,
         name: str = "mmio", width: int = 8,
     ) -> Region:  # fmt: skip
-        """Answer `size` bytes of guest-physical addresses from `address` on, as `map_ports` does for ports.
-
-        They must not be RAM: accesses to RAM never leave the guest.
-        """
+        """Answer guest-physical addresses as `map_ports` does ports. RAM is refused: accesses to it are no exits."""
         return self._claim(Region("mmio", address, size, name, read, write, width=width))
 
     def _bus(self, region: Region) -> Bus:
