@@ -76,6 +76,9 @@ class _Deadline:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell starts background jobs with SIGINT ignored, and so do some CI systems; children would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Capturing is suspended here: this descriptor stays the terminal's (or the log's) while tests have another one.
     config.stash[_standard_error] = os.dup(2)
     not_timed = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}

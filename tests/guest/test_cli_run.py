@@ -10,7 +10,9 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +61,17 @@ def image(tmp_path: Path) -> Path:
 
 
 # Formats
+
+
+@contextmanager
+def started(arguments: list[str], **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that does not outlive the test, whatever becomes of it."""
+    with subprocess.Popen(arguments, **streams) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
 
 
 def test_a_flat_image_runs_and_nothing_is_said_when_it_ends_well(image: Path) -> None:
@@ -218,9 +231,7 @@ def test_it_runs_with_standard_descriptors_closed(image: Path, closed: str, show
 
 def test_a_reader_that_goes_away_ends_the_run(image: Path) -> None:
     image.write_bytes(assemble("1: mov al, '.'; mov dx, 0x3f8; out dx, al; jmp 1b"))
-    with subprocess.Popen(
-        command(image), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    with started(command(image), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.read(3) == b"..."
@@ -345,9 +356,7 @@ def test_verbose_says_what_is_where(image: Path) -> None:
 
 def test_an_interrupt_ends_the_run_with_status_130(image: Path) -> None:
     image.write_bytes(assemble(FOREVER))
-    with subprocess.Popen(
-        command(image), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    with started(command(image), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.read(1) == b"!"
         process.send_signal(signal.SIGINT)
@@ -449,9 +458,7 @@ def test_a_signal_leaves_the_terminal_as_it_was(image: Path, number: int) -> Non
     master, slave = pty.openpty()
     try:
         before = termios.tcgetattr(slave)
-        with subprocess.Popen(
-            command(image), stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        ) as process:
+        with started(command(image), stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
             assert process.stdout is not None
             assert process.stdout.read(1) == b"!"
             assert termios.tcgetattr(slave) != before
