@@ -4,7 +4,7 @@ import ctypes
 from bisect import bisect_right
 from struct import Struct
 
-from kvmpy.errors import GuestMemoryError, OverlapError
+from kvmpy.errors import GuestMemoryError, OverlapError, UsageError
 from kvmpy.memory.region import MemoryRegion
 
 TYPE_CHECKING = False
@@ -18,6 +18,14 @@ __all__ = ["GuestMemory"]
 _U16 = Struct("<H")
 _U32 = Struct("<I")
 _U64 = Struct("<Q")
+
+
+def _number(value: int, size: int) -> bytes:
+    """An unsigned number as `size` bytes, little endian."""
+    try:
+        return value.to_bytes(size, "little")
+    except OverflowError:
+        raise UsageError(f"{value:#x} is not an unsigned number of {size} bytes") from None
 
 
 class GuestMemory:
@@ -145,20 +153,20 @@ class GuestMemory:
         return value
 
     def write_u8(self, address: int, value: int) -> None:
-        """Write an 8-bit number. Like its wider sisters it raises OverflowError when the value does not fit."""
-        self.write(address, value.to_bytes(1, "little"))
+        """Write an 8-bit number. Like its wider sisters it raises UsageError when the value does not fit."""
+        self.write(address, _number(value, 1))
 
     def write_u16(self, address: int, value: int) -> None:
         """Write a 16-bit number."""
-        self.write(address, value.to_bytes(2, "little"))
+        self.write(address, _number(value, 2))
 
     def write_u32(self, address: int, value: int) -> None:
         """Write a 32-bit number."""
-        self.write(address, value.to_bytes(4, "little"))
+        self.write(address, _number(value, 4))
 
     def write_u64(self, address: int, value: int) -> None:
         """Write a 64-bit number."""
-        self.write(address, value.to_bytes(8, "little"))
+        self.write(address, _number(value, 8))
 
     # Structures and strings
 

@@ -157,7 +157,7 @@ def test_numbers_are_little_endian_and_checked(memory: GuestMemory) -> None:
     for width, write in ((8, memory.write_u8), (16, memory.write_u16), (32, memory.write_u32), (64, memory.write_u64)):
         write(16, (1 << width) - 1)
         for value in (-1, 1 << width):
-            with pytest.raises(OverflowError):
+            with pytest.raises(UsageError):
                 write(16, value)
     with pytest.raises(ValueError, match="range"):
         memory.fill(0, 4, 256)
