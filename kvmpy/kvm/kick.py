@@ -40,6 +40,9 @@ _SIGEV_THREAD_ID = 4
 _SYS_TGKILL = 234  # x86-64
 _CLOCK_MONOTONIC = 1
 
+_LONGEST = 1e9
+"""Seconds, 30 years: time_t has no infinity."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _this_thread = _local()
 
@@ -152,7 +155,8 @@ class KickTimer:
         """Send the signal in `first` seconds and then every `interval` seconds (0: only once). `first` 0 disarms."""
         if self._timer is None or self._pid != os.getpid():  # a child has no timers, or others with the same ids
             return
-        first_ns, interval_ns = max(round(first * 1e9), 1 if first else 0), round(interval * 1e9)
+        first_ns = max(round(min(first, _LONGEST) * 1e9), 1 if first else 0)
+        interval_ns = round(interval * 1e9)
         spec = _Itimerspec(*divmod(interval_ns, 10**9), *divmod(first_ns, 10**9))
         _libc.timer_settime(self._timer, 0, ctypes.byref(spec), None)
 

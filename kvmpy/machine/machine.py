@@ -243,7 +243,7 @@ class Machine:
                 self.vm.add_ram(rom.address, size=len(rom.data), name=rom.name)
                 self.memory.write(rom.address, rom.data)
         self.entry = image.load(self.memory)
-        self.vcpus[0].set_cpu_state(self.entry.state)
+        self._runners[0].start_at(self.entry.state)
         return self.entry
 
     def on_exit(self, kind: type[Exit], handler: "Callable[[Vcpu, Any], Outcome | None]") -> None:

@@ -10,6 +10,7 @@ from kvmpy.kvm.vcpu import HEARTBEAT, Vcpu
 from kvmpy.machine.outcome import End, Outcome
 from kvmpy.machine.run_control import RunControl
 from kvmpy.machine.run_loop import RunLoop
+from kvmpy.x86.registers import CpuState
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class VcpuRunner:
                 return
             vcpu.claim()
             try:
+                vcpu.page.runs[0] += 1
                 self._tick = _FIRST_TICK
                 self._arm()
                 if not (vcpu.backlog and self._handle_backlog()):
@@ -57,6 +59,12 @@ class VcpuRunner:
                 vcpu.release()
         finally:
             control.leave(vcpu)
+
+    def start_at(self, state: CpuState) -> None:
+        """Have the next run begin in `state`; an exit that the last guest left, whose handler raised, is dropped."""
+        if self.vcpu.page.runs[0]:
+            self.vcpu.settle(lambda event: None)
+        self.vcpu.set_cpu_state(state)
 
     # Between exits
 

@@ -385,3 +385,26 @@ def test_cancelling_run_async_stops_the_guest() -> None:
             assert not machine.running
 
     asyncio.run(main())
+
+
+def test_an_exit_that_the_last_guest_left_does_not_reach_the_next_one() -> None:
+    with machine_with("in al, 0x10; hlt", irqchip=False) as machine:
+        calls: list[int] = []
+
+        def read(offset: int, size: int) -> int:
+            calls.append(offset)
+            raise RuntimeError("no answer")
+
+        machine.map_ports(0x10, 1, read=read)
+        with pytest.raises(RuntimeError):
+            machine.run(timeout=5)
+        machine.load(FlatImage(assemble("mov ebx, eax; hlt")))
+        assert machine.run(timeout=5).end is End.HALTED
+        assert calls == [0]
+        assert machine.vcpus[0].regs.rbx == 0
+
+
+def test_an_infinite_timeout_is_none() -> None:
+    with machine_with("hlt", irqchip=False) as machine:
+        machine.start(timeout=float("inf"))
+        assert machine.wait(timeout=5).end is End.HALTED
