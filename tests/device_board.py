@@ -33,6 +33,7 @@ class RecordingBoard:
         self.lines: dict[int, RecordingLine] = {}
         self.ended: list[tuple[str, int | None]] = []
         self.inputs: list[HostInput] = []
+        self.queued: set[int] = set()
 
     def interrupt_line(self, number: int) -> RecordingLine:
         return self.lines.setdefault(number, RecordingLine())
@@ -45,6 +46,12 @@ class RecordingBoard:
 
     def exit(self, code: int, source: str) -> None:
         self.ended.append(("exit", code))
+
+    def queue_writes(self, port: int, queue: bool) -> None:
+        if queue:
+            self.queued.add(port)
+        else:
+            self.queued.discard(port)
 
     def listen(self, source: HostInput) -> None:
         self.inputs.append(source)

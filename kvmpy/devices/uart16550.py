@@ -76,6 +76,7 @@ class Uart16550(ConsoleOutput, Device):
         self._fifo: deque[int] = deque()
         self._queue: deque[int] = deque()  # host input on its way
         self._level = False  # what the interrupt line was last told
+        self._plain = True
         self._power_on()
 
     def regions(self) -> tuple[Region, ...]:
@@ -95,7 +96,6 @@ class Uart16550(ConsoleOutput, Device):
         self._divisor = 0x000C
         self._thre_pending = False
         self._iir = int(Iir.NOT_PENDING)
-        self._plain = True
 
     # --- the guest's side -------------------------------------------------------------------------------------------
 
@@ -141,8 +141,16 @@ class Uart16550(ConsoleOutput, Device):
             self._scr = value
         else:  # LSR and MSR: writes are for factory tests only
             self.counters["read_only_write"] += 1
-        self._plain = not (self._lcr & _DLAB or self._mcr & _LOOP or self._ier & _ETBEI)
+        self._look_whether_plain()
         self._update()
+
+    def _look_whether_plain(self) -> None:
+        """Whether a character written has no effect but to be sent: then it may as well wait in the host's queue."""
+        plain = not (self._lcr & _DLAB or self._mcr & _LOOP or self._ier & _ETBEI)
+        if plain != self._plain:
+            self._plain = plain
+            if self.board is not None:
+                self.board.queue_writes(self.port, plain)
 
     def _read_register(self, offset: int) -> int:
         value = 0xFF
@@ -313,6 +321,7 @@ class Uart16550(ConsoleOutput, Device):
         super().attach(board)
         if self.host_input is not None:
             board.listen(self.host_input)
+        board.queue_writes(self.port, self._plain)
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -323,6 +332,7 @@ class Uart16550(ConsoleOutput, Device):
             self._fifo.clear()
             self._power_on()
             self._inputs = self._msr = inputs
+            self._look_whether_plain()
             self._feed()
             self._update()
 
@@ -344,7 +354,7 @@ class Uart16550(ConsoleOutput, Device):
             self._fifos_enabled, self._trigger = state["fifos_enabled"], state["trigger"]
             self._thre_pending = state["thre_pending"]
             self._fifo, self._queue = deque(state["fifo"]), deque(state["queue"])
-            self._plain = not (self._lcr & _DLAB or self._mcr & _LOOP or self._ier & _ETBEI)
+            self._look_whether_plain()
             self._update()
 
     def close(self) -> None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MachineBoard"]
 
+_CAP_COALESCED_PIO = 162
+
 
 class MachineBoard:
     """`kvmpy.devices.device.Board` over KVM. It does not know the machine, which refers to it: no circle, so that a
@@ -24,6 +26,7 @@ class MachineBoard:
         self._control = control
         self._host_events = host_events
         self._pins: dict[int, InterruptPin] = {}
+        self._queued: set[int] = set()
 
     def interrupt_line(self, number: int) -> InterruptLine:
         """A new line to interrupt input `number`; see `Machine.interrupt_line`."""
@@ -44,6 +47,19 @@ class MachineBoard:
     def exit(self, code: int, source: str) -> None:
         """End the run with an exit code."""
         self._control.finish(Outcome(End.EXITED, source, code=code))
+
+    def queue_writes(self, port: int, queue: bool) -> None:
+        """Have KVM queue writes to `port` (KVM_REGISTER_COALESCED_MMIO), or no longer."""
+        if queue == (port in self._queued) or not self._vm.check_extension(_CAP_COALESCED_PIO):
+            return
+        if not queue:
+            self._vm.stop_coalescing_writes(port, 1, port=True)
+            self._queued.discard(port)
+        elif self._control.queuing or not self._control.running:
+            # A run that began without queued writes does not look for them: then not before the next run.
+            self._control.queuing = True
+            self._vm.coalesce_writes(port, 1, port=True)
+            self._queued.add(port)
 
     def listen(self, source: "HostInput") -> None:
         """Have the host input thread call `source.ready()`."""

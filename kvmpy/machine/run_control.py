@@ -40,6 +40,8 @@ class RunControl:
         """The threads that have the machine paused."""
         self.counting = False
         """Whether the vCPUs are made to stand so that all can be seen idle at the same time."""
+        self.queuing = False
+        """Whether KVM may queue writes instead of exiting: every loop has to look for them."""
         self.deadline: float | None = None
         self.timeout = 0.0
         self.closed = False

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from kvmpy._exit import Exit
+    from kvmpy.kvm.coalesced_ring import CoalescedRing
 
     Handler = Callable[..., Any]
     # Resolved access: the device's method, its offset, the size, where the data is (view and index), whether it is a
@@ -58,6 +59,9 @@ class RunLoop:
         self._memory_accesses: dict[int, dict[int, Access]] = {}
         self._resolved = 0
         self._seen = (0, 0)
+        self.queue: CoalescedRing | None = None
+        """Writes that KVM queued instead of exiting; they come before whatever ended KVM_RUN."""
+        self._take_queued = guard(self._handle_queued)
         self._items_done = 0
         """Items of the string in the run page that were handled before the handler of the next one raised."""
         self.other_exits: dict[int, int] = {}
@@ -76,6 +80,9 @@ class RunLoop:
         u32, u64 = vcpu.page.u32, vcpu.page.u64
         ports, memory = self._port_accesses, self._memory_accesses
         io, mmio, no_exit = IO, MMIO, NO_EXIT
+        queue = self.queue is not None
+        first = 0 if self.queue is None else self.queue.head
+        last = first + 1
         self._forget_old_handlers()
         if u32[2] in NOT_FROM_THE_GUEST:
             self._items_done = 0
@@ -84,12 +91,16 @@ class RunLoop:
         while True:
             if enter(*entry) < 0:
                 number = ctypes.get_errno()
+                if queue and u32[first] != u32[last]:
+                    self._take_queued()
                 leave = self._attend(number)
                 u32[2] = no_exit  # not before: a memory fault comes with an errno and is an exit nevertheless
                 if leave:
                     return
                 self._forget_old_handlers()
                 continue
+            if queue and u32[first] != u32[last]:  # they were written before what ended KVM_RUN
+                self._take_queued()
             reason = u32[2]
             try:
                 if reason == io:
@@ -135,6 +146,8 @@ class RunLoop:
     def _handle(self) -> bool:
         """Handle the exit that the run page holds, whatever it is. True: leave the loop."""
         page = self.vcpu.page
+        if self.queue is not None:  # what came before an exit whose handler raised, in an earlier run
+            self._take_queued()
         reason = page.exit_reason
         leave = False
         if reason == IO:
@@ -147,6 +160,16 @@ class RunLoop:
             leave = self._other(decode(page))
         page.u32[EXIT_REASON // 4] = NO_EXIT
         return leave
+
+    def _handle_queued(self) -> None:
+        """Give the queued writes to their devices."""
+        if self.queue is not None:
+            self.queue.take(self._queued_write)
+
+    def _queued_write(self, port: bool, address: int, size: int, value: int) -> None:
+        (self.ports if port else self.mmio).write(address, size, value)
+        key = ("port" if port else "mmio", "write", address, size)
+        self.settled_counts[key] = self.settled_counts.get(key, 0) + 1
 
     def _port(self) -> None:
         """A port access that no table has: resolve it for the next time, and handle it item by item."""

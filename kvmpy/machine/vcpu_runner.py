@@ -50,6 +50,10 @@ class VcpuRunner:
             vcpu.claim()
             try:
                 vcpu.page.runs[0] += 1
+                if control.queuing and self.loop.queue is None:
+                    from kvmpy.kvm.coalesced_ring import CoalescedRing
+
+                    self.loop.queue = CoalescedRing(vcpu)
                 self._tick = _FIRST_TICK
                 self._arm()
                 if not (vcpu.backlog and self._handle_backlog()):
@@ -95,7 +99,9 @@ class VcpuRunner:
     def _arm(self) -> None:
         """Set the timer to the next tick, if one is needed, or to the deadline."""
         needs = []
-        if self.vcpu.vm.irqchip or threading.current_thread() is threading.main_thread():
+        # Queued writes must not wait for an exit that may never come.
+        ticks = self.vcpu.vm.irqchip or self.loop.queue is not None
+        if ticks or threading.current_thread() is threading.main_thread():
             needs.append(self._tick)
         if self.control.deadline is not None:
             needs.append(max(self.control.deadline - time.monotonic(), 1e-6))
