@@ -1,5 +1,8 @@
 """Getting a thread out of KVM_RUN without luck: one blocked signal, and a timer of each vCPU that sends it.
 
+Signal mask and timers are the thread's, made once and lent to the vCPUs that it runs, so that VMs that come and go do
+not pay for them.
+
 The signal is blocked in every thread that runs a vCPU, and KVM_SET_SIGNAL_MASK opens it inside KVM_RUN only. One that
 arrives at the worst moment, between the last look at the requests and KVM_RUN, therefore stays pending and ends KVM_RUN
 at once: nothing is lost, and no Python-level signal handler, which would run late and only in the main thread, is
@@ -25,7 +28,9 @@ __all__ = [
     "TICKED",
     "KickTimer",
     "SignalMask",
+    "borrow_timer",
     "drain",
+    "give_back",
     "in_main_thread",
     "mask_in_guest",
     "prepare_thread",
@@ -45,6 +50,17 @@ _LONGEST = 1e9
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _this_thread = _local()
+_process = os.getpid()
+
+
+def _start_anew() -> None:
+    """In a child of fork: its thread has another id than the one that it is a copy of, and none of its timers."""
+    global _this_thread, _process
+    _process = os.getpid()  # first: the timers of the parent are dropped with the next line
+    _this_thread = _local()
+
+
+os.register_at_fork(after_in_child=_start_anew)
 
 
 class SignalMask(ctypes.Structure):
@@ -76,21 +92,28 @@ class _Itimerspec(ctypes.Structure):
     ]
 
 
+_STOP = ctypes.byref(_Itimerspec())
+_SPARE_TIMERS = 4
+"""How many a thread keeps. They end with it."""
+
+
 def prepare_thread() -> int:
     """Block the kick signal in the calling thread, once, and answer the thread's native id."""
     tid: int | None = getattr(_this_thread, "tid", None)
-    if tid is None or _this_thread.pid != os.getpid():  # the copy of this thread in a child has another id
+    if tid is None:
         signal.pthread_sigmask(signal.SIG_BLOCK, [KICK_SIGNAL])
         _survive_unblocking()
         tid = get_native_id()
-        _this_thread.pid = os.getpid()
+        _this_thread.key = object()  # unlike the id, no thread ever has it again
+        _this_thread.timers = []
+        _this_thread.mask = None
         _this_thread.tid = tid
     return tid
 
 
 def in_main_thread() -> bool:
     """Whether this is the thread in which Python handles signals: Linux numbers it like the process."""
-    return prepare_thread() == os.getpid()
+    return prepare_thread() == _process
 
 
 def _survive_unblocking() -> None:
@@ -109,17 +132,22 @@ def _survive_unblocking() -> None:
 def mask_in_guest() -> SignalMask:
     """What KVM_SET_SIGNAL_MASK gets: the calling thread's own mask, with the kick signal let through."""
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    last: tuple[set[int], SignalMask] | None = _this_thread.mask
+    if last is not None and last[0] == blocked:
+        return last[1]
     bits = 0
     for number in blocked:
         if number != KICK_SIGNAL:
             bits |= 1 << (number - 1)
-    return SignalMask(8, (ctypes.c_uint8 * 8)(*bits.to_bytes(8, "little")))
+    mask = SignalMask(8, (ctypes.c_uint8 * 8)(*bits.to_bytes(8, "little")))
+    _this_thread.mask = blocked, mask
+    return mask
 
 
 def send(tid: int) -> None:
     """Signal one thread of this process. One that is gone, or that is not in KVM_RUN, takes no harm."""
     # tgkill rather than pthread_kill, whose argument is a pointer that dangles once the thread has ended.
-    _libc.syscall(ctypes.c_long(_SYS_TGKILL), os.getpid(), tid, int(KICK_SIGNAL))
+    _libc.syscall(ctypes.c_long(_SYS_TGKILL), _process, tid, int(KICK_SIGNAL))
 
 
 NOTHING, TICKED, SENT = range(3)
@@ -136,13 +164,37 @@ def drain() -> int:
     return found
 
 
+def borrow_timer() -> "KickTimer":
+    """A timer for a vCPU that the calling thread runs, stopped: one that it has to spare, or a new one."""
+    prepare_thread()
+    timers: list[KickTimer] = _this_thread.timers
+    while timers:
+        timer = timers.pop()
+        if not timer.deleted:  # as the garbage collector does with one whose vCPU was forgotten, even if that closes
+            return timer
+    return KickTimer()
+
+
+def give_back(timer: "KickTimer") -> None:
+    """Keep a timer that is stopped and swept for the next vCPU of the calling thread; that of another thread goes."""
+    if timer.thread is getattr(_this_thread, "key", None) and len(_this_thread.timers) < _SPARE_TIMERS:
+        _this_thread.timers.append(timer)
+    else:
+        timer.delete()
+
+
 class KickTimer:
     """A POSIX timer that sends the kick signal to the thread that creates it (timer_create(2), SIGEV_THREAD_ID)."""
 
-    __slots__ = ("_pid", "_timer")
+    __slots__ = ("_pid", "_spec", "_timer", "_times", "armed", "thread")
+    _free = _libc.timer_delete  # at hand even when the module's names are gone, at the end of the process
 
     def __init__(self) -> None:
-        self._pid = os.getpid()
+        self._pid = _process
+        self.thread: object = _this_thread.key
+        self.armed = False
+        """Whether it may be running, or may have sent a signal since the thread was last swept: see Vcpu.arm."""
+        self._times, self._spec = (0.0, 0.0), _Itimerspec()
         event = _Sigevent(signo=int(KICK_SIGNAL), notify=_SIGEV_THREAD_ID, thread=get_native_id())
         self._timer: ctypes.c_void_p | None = ctypes.c_void_p()
         if _libc.timer_create(_CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)):
@@ -153,18 +205,28 @@ class KickTimer:
 
     def arm(self, first: float, interval: float = 0.0) -> None:
         """Send the signal in `first` seconds and then every `interval` seconds (0: only once). `first` 0 disarms."""
-        if self._timer is None or self._pid != os.getpid():  # a child has no timers, or others with the same ids
+        if self._timer is None or self._pid != _process:  # a child has no timers, or others with the same ids
             return
-        first_ns = max(round(min(first, _LONGEST) * 1e9), 1 if first else 0)
-        interval_ns = round(interval * 1e9)
-        spec = _Itimerspec(*divmod(interval_ns, 10**9), *divmod(first_ns, 10**9))
-        _libc.timer_settime(self._timer, 0, ctypes.byref(spec), None)
+        if not first:
+            _libc.timer_settime(self._timer, 0, _STOP, None)
+            return
+        self.armed = True
+        if self._times != (first, interval):
+            first_ns, interval_ns = max(round(min(first, _LONGEST) * 1e9), 1), round(interval * 1e9)
+            spec = _Itimerspec(*divmod(interval_ns, 10**9), *divmod(first_ns, 10**9))
+            self._times, self._spec = (first, interval), spec
+        _libc.timer_settime(self._timer, 0, ctypes.byref(self._spec), None)
+
+    @property
+    def deleted(self) -> bool:
+        """Whether it is gone for good."""
+        return self._timer is None
 
     def delete(self) -> None:
         """Free the timer."""
         timer, self._timer = self._timer, None
-        if timer is not None and self._pid == os.getpid():
-            _libc.timer_delete(timer)
+        if timer is not None and self._pid == _process:
+            self._free(timer)
 
     def __del__(self) -> None:
         self.delete()

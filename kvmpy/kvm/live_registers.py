@@ -13,6 +13,7 @@ from struct import Struct
 
 from kvmpy.errors import RegisterValueError, UsageError
 from kvmpy.kvm.register_sync import ALL, RegisterSync
+from kvmpy.kvm.run_page import REGS, SREGS
 from kvmpy.x86.registers import (
     GENERAL_REGISTERS,
     SEGMENT_REGISTERS,
@@ -198,7 +199,8 @@ class LiveRegisters:
     rip = _general(16, "rip")
     rflags = _general(17, "rflags")
 
-    def __init__(self, sync: RegisterSync, area: memoryview) -> None:
+    def __init__(self, sync: RegisterSync) -> None:
+        area = sync.area[REGS:SREGS]
         object.__setattr__(self, "_sync", sync)
         object.__setattr__(self, "_area", area)
         object.__setattr__(self, "_cells", area.cast("Q"))
@@ -269,7 +271,8 @@ class LiveSystemRegisters:
     efer = _control(5, "efer")
     apic_base = _control(6, "apic_base")
 
-    def __init__(self, sync: RegisterSync, area: memoryview) -> None:
+    def __init__(self, sync: RegisterSync) -> None:
+        area = sync.area[SREGS : SREGS + SREGS_SIZE]
         object.__setattr__(self, "_sync", sync)
         object.__setattr__(self, "_area", area)
         object.__setattr__(self, "_control", area[_CONTROL:_INTERRUPTS].cast("Q"))

@@ -21,8 +21,6 @@ from kvmpy.kvm.run_page import (
     MMIO_IS_WRITE,
     NO_EXIT,
     NOT_FROM_THE_GUEST,
-    REGS,
-    SREGS,
     SYNC_SREGS,
     ClosedRunPage,
     RunPage,
@@ -95,9 +93,8 @@ class Vcpu(VcpuRegisters):
         self._sync = RegisterSync(
             self.page, synced=sync_regs, check=self._check_access, transfer=self._transfer, pending=self._pending
         )
-        area = self._sync.area
-        self._regs = LiveRegisters(self._sync, area[REGS:SREGS])
-        self._sregs = LiveSystemRegisters(self._sync, area[SREGS : SREGS + 312])
+        self._regs = LiveRegisters(self._sync)
+        self._sregs = LiveSystemRegisters(self._sync)
         # KVM_RUN and its arguments, built once: `vcpu.enter(*vcpu.entry)` is the whole cost of an entry.
         self.enter: Callable[[int, int, int], int] = raw_ioctl if sync_regs else self._enter_unsynced
         # Plain ints: ctypes makes an object of each c_int and c_ulong that it is given, 70 ns for the three.
@@ -116,17 +113,18 @@ class Vcpu(VcpuRegisters):
         # What refers to the mapping, or in a circle to this object, goes now and not with the next garbage collection.
         if self._timer is not None:
             self.arm(0, 0)
-            self._timer.delete()
+            kick.give_back(self._timer)
             self._timer = None
         for attachment in self._attachments:
             attachment.close()
         self._attachments.clear()
         self._regs.drop()
         self._sregs.drop()
-        self._sync.close(repr(self))
+        name = repr(self)
+        self._sync.close(name)
         self.enter, self.entry = raw_ioctl, (-1, KVM_RUN, 0)
         self.page.drop()
-        self.page = ClosedRunPage(repr(self))  # type: ignore[assignment]
+        self.page = ClosedRunPage(name)  # type: ignore[assignment]
         self._vm = None
 
     def __repr__(self) -> str:
@@ -264,22 +262,23 @@ class Vcpu(VcpuRegisters):
         self._call(IOCTLS["KVM_SET_SIGNAL_MASK"], ctypes.addressof(mask))
         if self._timer is not None:
             self._timer.delete()
-        self._timer = kick.KickTimer()
+        self._timer = kick.borrow_timer()
         self._tid = tid
         self._heartbeat = False
 
     def arm(self, first: float, interval: float) -> None:
         """Have KVM_RUN interrupted in `first` seconds, then every `interval` seconds (`first` 0: not any more)."""
-        timer = self._timer
-        if timer is None:
+        if (timer := self._timer) is None:
             return
         # A signal that the timer has already sent stays pending and would end the next KVM_RUN; what is more, since
         # Linux 6.13 sigtimedwait does not find it any more once the timer is set anew. So: stop, sweep, start.
         self._heartbeat = False
-        timer.arm(0)
-        if kick.drain() is kick.SENT:
-            self._kicked = True
-            self.page.u8[IMMEDIATE_EXIT] = 1
+        if timer.armed:
+            timer.arm(0)
+            if kick.drain() is kick.SENT:
+                self._kicked = True
+                self.page.u8[IMMEDIATE_EXIT] = 1
+            timer.armed = False  # not before: an exception may break in anywhere here
         if first:
             timer.arm(first, interval)
             self._heartbeat = interval == HEARTBEAT

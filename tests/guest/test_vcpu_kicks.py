@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -14,8 +15,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from bare_guest import PATIENCE, guest, next_exit
-from kvmpy import Vcpu
+from bare_guest import PATIENCE, guest, next_exit, start
+from kvmpy import Kvm, Vcpu
 from kvmpy.errors import ClosedError
 from kvmpy.exits import Exit, Hlt, Interrupted, IoIn, IoOut
 from kvmpy.kvm import kick
@@ -361,3 +362,41 @@ def test_ctrl_c_that_another_thread_receives_ends_the_run_too() -> None:
         assert time.monotonic() - started < PATIENCE / 2
         stop.set()
         other.join()
+
+
+def test_a_timer_that_a_closed_vcpu_leaves_behind_times_the_next_one_and_never_reaches_another_thread() -> None:
+    def time_out_twice() -> None:
+        for _ in range(2):
+            with guest(SPIN) as vcpu:
+                events.append(vcpu.run(timeout=0.01))
+                events.append(vcpu.run(timeout=0.01))
+
+    events: list[Exit] = []
+    time_out_twice()
+    for _ in range(3):  # ids of threads that have ended come again
+        thread = threading.Thread(target=time_out_twice)
+        thread.start()
+        thread.join(GUARD)
+    with guest(SPIN) as vcpu:
+        thread = threading.Thread(target=lambda: events.append(vcpu.run(timeout=0.01)))
+        thread.start()
+        thread.join(GUARD)
+        vcpu.close()  # not in the thread that has run it
+    time_out_twice()
+    assert events == [Interrupted(True)] * 21
+
+
+def test_the_timer_of_a_forgotten_vcpu_fails_nobody() -> None:
+    def forget() -> None:
+        vm = Kvm().create_vm()
+        vm.add_ram(0, size=0x10000)
+        next_exit(start(vm, "hlt"))
+
+    def forget_and_collect() -> None:
+        forget()
+        gc.collect()
+
+    with pytest.warns(ResourceWarning, match="was never closed"):
+        forget_and_collect()
+    with guest(SPIN) as vcpu:
+        assert vcpu.run(timeout=0.01) == Interrupted(True)
