@@ -91,7 +91,7 @@ class Descriptor:
     def _check_usable(self) -> None:
         if self._fd < 0:
             raise ClosedError(f"{self!r} was used after it was closed")
-        if self._forked:
+        if self._forks != _forks:  # _forked, without the call
             raise ForkedError(
                 f"{self!r} belongs to the process that created it: KVM ties a VM to one address space. "
                 "Create the VM after fork(), or use multiprocessing with the 'spawn' method"
@@ -126,7 +126,8 @@ class Descriptor:
     def _call(self, entry: Ioctl, argument: int) -> int:
         """The ioctl itself: `argument` is a number or an address. EINTR and EAGAIN are errors like all others."""
         self._check_usable()
-        answer: int = raw_ioctl(self._ioctl_fd, ctypes.c_ulong(entry.number), ctypes.c_void_p(argument))
+        # The number fits 32 bits, which is what ctypes makes of a plain int; an address does not.
+        answer: int = raw_ioctl(self._fd, entry.number, ctypes.c_void_p(argument))
         if answer < 0:
             raise self._error(entry, ctypes.get_errno())
         return answer

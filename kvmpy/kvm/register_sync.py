@@ -69,7 +69,7 @@ class RegisterSync:
         self.area = page.u8 if synced else memoryview(bytearray(0x1000))
         self.address = host_address_of(self.area)
         self._page = page
-        self._u64 = self.area.cast("Q")
+        self._u64 = page.u64 if synced else self.area.cast("Q")
         self._check = check
         self._transfer = transfer
         self._pending = pending
@@ -189,6 +189,6 @@ class RegisterSync:
 
         self._check = self._transfer = closed  # type: ignore[assignment]
         self._pending = closed
-        self._u64.release()
-        if not self.synced:
+        if not self.synced:  # else they are the page's
+            self._u64.release()
             self.area.release()

@@ -2,6 +2,7 @@
 
 import ctypes
 
+from kvmpy.abi.ioctls import IOCTLS
 from kvmpy.abi.structs.registers import kvm_userspace_memory_region
 from kvmpy.errors import UsageError
 from kvmpy.kvm.checked_struct import filled
@@ -17,6 +18,7 @@ __all__ = ["VmMemory"]
 
 _LOG_DIRTY_PAGES, _READONLY, _GUEST_MEMFD = 1, 2, 4  # KVM_MEM_*
 _CAP_MANUAL_DIRTY_LOG_PROTECT2 = 168
+_SET_USER_MEMORY_REGION = IOCTLS["KVM_SET_USER_MEMORY_REGION"]
 
 
 class _Slot:
@@ -133,18 +135,15 @@ class VmMemory(Descriptor):
         return slot
 
     def _free_number(self) -> int:
+        if not self._slots:
+            return 0
         taken = {slot.number for slot in self._slots.values()}
         return next(number for number in range(len(taken) + 1) if number not in taken)
 
     def _tell(self, slot: _Slot, flags: int) -> None:
         region = slot.region
-        self.ioctl(
-            "KVM_SET_USER_MEMORY_REGION",
-            kvm_userspace_memory_region(
-                slot=slot.number, flags=flags, guest_phys_addr=region.address, memory_size=region.size,
-                userspace_addr=region.host_address,
-            ),
-        )  # fmt: skip
+        request = kvm_userspace_memory_region(slot.number, flags, region.address, region.size, region.host_address)
+        self._call(_SET_USER_MEMORY_REGION, ctypes.addressof(request))  # its type needs no check
         slot.flags = flags
 
     # Dirty pages

@@ -101,6 +101,11 @@ class GuestMemory:
     def write(self, address: int, data: "bytes | bytearray | memoryview") -> None:
         """Write `data` (anything with bytes in it) at `address`; it may span adjacent regions."""
         source = memoryview(data).cast("B")
+        region = self.region_at(address)
+        if region is not None and len(source) <= region.end - address and not region.buffer.readonly:
+            start = address - region.address
+            region.buffer[start : start + len(source)] = source
+            return
         done = 0
         for piece in self._pieces(address, len(source)):
             piece[:] = source[done : done + len(piece)]

@@ -62,10 +62,12 @@ class MemoryRegion:
             raise UsageError(f"guest memory of {size:#x} bytes: no process has room for that") from None
         except OSError as error:
             raise KvmError("mmap", error.errno or 0, f"no room for guest memory of {size:#x} bytes") from None
-        skip = (address - host_address_of(mapping)) % HUGE_PAGE if slack else 0
+        start = host_address_of(mapping)
+        skip = (address - start) % HUGE_PAGE if slack else 0
         if huge_pages:
             mapping.madvise(mmap.MADV_HUGEPAGE)
-        return cls._over(mapping, skip, address, size, read_only, name)
+        buffer = memoryview(mapping)[skip : skip + size]
+        return cls(address, buffer, start + skip, read_only=read_only, name=name)
 
     @classmethod
     def from_file(
@@ -86,7 +88,7 @@ class MemoryRegion:
         # A shared mapping of a file opened for reading only can itself be read only; a private one is always writable.
         protection = mmap.PROT_READ if read_only and shared else mmap.PROT_READ | mmap.PROT_WRITE
         mapping = mmap.mmap(file, size, flags=flags, prot=protection, offset=offset)
-        return cls._over(mapping, 0, address, size, read_only, name)
+        return cls(address, memoryview(mapping), host_address_of(mapping), read_only=read_only, name=name)
 
     @classmethod
     def shared_memory(
@@ -100,13 +102,6 @@ class MemoryRegion:
             return cls.from_file(address, file, size, read_only=read_only, name=name)
         finally:
             os.close(file)  # the mapping keeps the memory
-
-    @classmethod
-    def _over(
-        cls, mapping: mmap.mmap, skip: int, address: int, size: int, read_only: bool, name: str
-    ) -> "MemoryRegion":
-        start = host_address_of(mapping) + skip
-        return cls(address, memoryview(mapping)[skip : skip + size], start, read_only=read_only, name=name)
 
 
 def check_range(address: int, size: int) -> None:
