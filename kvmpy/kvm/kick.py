@@ -27,6 +27,7 @@ __all__ = [
     "SENT",
     "TICKED",
     "KickTimer",
+    "PreparedThread",
     "SignalMask",
     "borrow_timer",
     "drain",
@@ -97,23 +98,31 @@ _SPARE_TIMERS = 4
 """How many a thread keeps. They end with it."""
 
 
-def prepare_thread() -> int:
-    """Block the kick signal in the calling thread, once, and answer the thread's native id."""
-    tid: int | None = getattr(_this_thread, "tid", None)
-    if tid is None:
+class PreparedThread:
+    """A thread that runs vCPUs. Unlike its native id `tid`, no other thread ever is it."""
+
+    __slots__ = ("tid",)
+
+    def __init__(self) -> None:
+        self.tid = get_native_id()
+
+
+def prepare_thread() -> PreparedThread:
+    """Block the kick signal in the calling thread, once, and answer which thread it is."""
+    thread: PreparedThread | None = getattr(_this_thread, "prepared", None)
+    if thread is None:
         signal.pthread_sigmask(signal.SIG_BLOCK, [KICK_SIGNAL])
         _survive_unblocking()
-        tid = get_native_id()
-        _this_thread.key = object()  # unlike the id, no thread ever has it again
+        thread = PreparedThread()
         _this_thread.timers = []
         _this_thread.mask = None
-        _this_thread.tid = tid
-    return tid
+        _this_thread.prepared = thread
+    return thread
 
 
 def in_main_thread() -> bool:
     """Whether this is the thread in which Python handles signals: Linux numbers it like the process."""
-    return prepare_thread() == _process
+    return prepare_thread().tid == _process
 
 
 def _survive_unblocking() -> None:
@@ -177,7 +186,7 @@ def borrow_timer() -> "KickTimer":
 
 def give_back(timer: "KickTimer") -> None:
     """Keep a timer that is stopped and swept for the next vCPU of the calling thread; that of another thread goes."""
-    if timer.thread is getattr(_this_thread, "key", None) and len(_this_thread.timers) < _SPARE_TIMERS:
+    if timer.thread is getattr(_this_thread, "prepared", None) and len(_this_thread.timers) < _SPARE_TIMERS:
         _this_thread.timers.append(timer)
     else:
         timer.delete()
@@ -191,11 +200,11 @@ class KickTimer:
 
     def __init__(self) -> None:
         self._pid = _process
-        self.thread: object = _this_thread.key
+        self.thread = prepare_thread()
         self.armed = False
         """Whether it may be running, or may have sent a signal since the thread was last swept: see Vcpu.arm."""
         self._times, self._spec = (0.0, 0.0), _Itimerspec()
-        event = _Sigevent(signo=int(KICK_SIGNAL), notify=_SIGEV_THREAD_ID, thread=get_native_id())
+        event = _Sigevent(signo=int(KICK_SIGNAL), notify=_SIGEV_THREAD_ID, thread=self.thread.tid)
         self._timer: ctypes.c_void_p | None = ctypes.c_void_p()
         if _libc.timer_create(_CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)):
             self._timer = None

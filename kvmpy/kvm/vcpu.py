@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Protocol
 
+    from kvmpy.kvm.kick import PreparedThread
     from kvmpy.kvm.vm import Vm
     from kvmpy.x86.entry_rules import Violation
 
@@ -81,7 +82,7 @@ class Vcpu(VcpuRegisters):
             raise
         self._vm = vm
         self._owner: dict[int, int] = {}  # {0: thread}: setdefault is atomic, which is all the lock it takes
-        self._tid = 0  # native id of the thread that signals reach
+        self._thread: PreparedThread | None = None  # which signals reach
         self._timer: kick.KickTimer | None = None
         self._heartbeat = False
         self._kicked = False
@@ -198,8 +199,8 @@ class Vcpu(VcpuRegisters):
         self._check_usable()
         self._kicked = True
         self.page.u8[IMMEDIATE_EXIT] = 1
-        if self._owner:
-            kick.send(self._tid)
+        if self._owner and (thread := self._thread) is not None:
+            kick.send(thread.tid)
 
     def settle(self, handle: "Callable[[Exit], object] | None" = None) -> None:
         """Complete what the last exit left pending, without running the guest on (KVM API, chapter 5, immediate_exit).
@@ -246,9 +247,9 @@ class Vcpu(VcpuRegisters):
         thread = get_ident()
         while self._owner.setdefault(0, thread) != thread:
             self.check_idle()  # if that does not raise, it was released a moment ago
-        tid = kick.prepare_thread()
-        if tid != self._tid:
-            self._adopt(tid)
+        here = kick.prepare_thread()
+        if here is not self._thread:
+            self._adopt(here)
         self._sync.before_run()
 
     def release(self) -> None:
@@ -256,14 +257,14 @@ class Vcpu(VcpuRegisters):
         if self._owner.get(0) == get_ident():
             self._owner = {}
 
-    def _adopt(self, tid: int) -> None:
+    def _adopt(self, thread: "PreparedThread") -> None:
         """The first run in this thread: direct the signals here."""
         mask = kick.mask_in_guest()
         self._call(IOCTLS["KVM_SET_SIGNAL_MASK"], ctypes.addressof(mask))
         if self._timer is not None:
             self._timer.delete()
         self._timer = kick.borrow_timer()
-        self._tid = tid
+        self._thread = thread
         self._heartbeat = False
 
     def arm(self, first: float, interval: float) -> None:

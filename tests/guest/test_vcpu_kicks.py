@@ -39,7 +39,7 @@ class Runner(threading.Thread):
         self.ready = threading.Event()
 
     def run(self) -> None:
-        self.tid = kick.prepare_thread()
+        self.tid = kick.prepare_thread().tid
         self.ready.set()
         while not self.stopping:
             self.events.append(self.vcpu.run())
@@ -116,7 +116,8 @@ def test_a_signal_at_the_worst_moment_with_the_main_thread_blocked() -> None:
         thread.start()
         for number in range(rounds):
             assert entering.acquire(timeout=GUARD), f"signal {number} was lost"
-            kick.send(vcpu._tid)
+            assert vcpu._thread is not None
+            kick.send(vcpu._thread.tid)
             signalled.release()
         thread.join(GUARD)  # the main thread waits in C here
         assert not thread.is_alive()
