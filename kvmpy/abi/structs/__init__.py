@@ -197,7 +197,9 @@ MODULES = {
 }
 """Which module of this package holds which structs."""
 
-_PLAIN_TYPES = {"__u64": c_uint64, "unsigned long": c_uint64}
+_FOUND: "dict[str, type[_CData]]" = {"__u64": c_uint64, "unsigned long": c_uint64}
+"""C types that were asked for, the plain ones from the start."""
+
 _WHERE = {name: module for module, members in MODULES.items() for name in members}
 _SIZED: "dict[tuple[type, int], type]" = {}
 
@@ -209,12 +211,11 @@ def names() -> tuple[str, ...]:
 
 def struct(name: str) -> "type[_CData]":
     """The ctypes class of the C type `name`, a KVM struct or "__u64". Raises KeyError for a name that is none."""
-    plain = _PLAIN_TYPES.get(name)
-    if plain is not None:
-        return plain
-    module = __import__(f"{__name__}.{_WHERE[name]}", fromlist=[name])
-    found: type[_CData] = getattr(module, name)
-    globals()[name] = found  # the next attribute access does not come here
+    found = _FOUND.get(name)
+    if found is None:
+        module = __import__(f"{__name__}.{_WHERE[name]}", fromlist=[name])
+        found = getattr(module, name)
+        globals()[name] = _FOUND[name] = found  # the next attribute access does not come here
     return found
 
 
