@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from entry_rule_breaks import Bytes
+from delivery_outcomes import delivered, failed, raised
 from event_delivery_tables import (
     ABSENT_CODE,
     ABSENT_DATA,
@@ -41,33 +41,11 @@ from event_delivery_tables import (
     words,
 )
 from kvmpy.x86.entry_rules import violations
-from kvmpy.x86.event_delivery import Delivered, DeliveryFailure, Event, EventKind, LinearFault, deliver
+from kvmpy.x86.event_delivery import Delivered, DeliveryFailure, Event, LinearFault, deliver
 from kvmpy.x86.page_walk import Access
-from kvmpy.x86.registers import CpuState, DescriptorTable, Segment
+from kvmpy.x86.registers import DescriptorTable, Segment
 
 GP, NP, SS, TS, PF = 13, 11, 12, 10, 14
-
-
-def delivered(memory: Bytes, state: CpuState, event: Event) -> Delivered:
-    result = deliver(memory, state, event)
-    assert isinstance(result, Delivered), str(result)
-    return result
-
-
-def failed(memory: Bytes, state: CpuState, event: Event) -> DeliveryFailure:
-    """The failure, after checking that it wrote nothing."""
-    before = bytes(memory.data)
-    result = deliver(memory, state, event)
-    assert isinstance(result, DeliveryFailure), str(result)
-    assert memory.data == before
-    return result
-
-
-def raised(memory: Bytes, state: CpuState, event: Event) -> tuple[int, int | None]:
-    failure = failed(memory, state, event)
-    assert failure.raises is not None
-    assert failure.raises.kind is EventKind.EXCEPTION
-    return failure.raises.vector, failure.raises.error_code
 
 
 # Protected mode, same privilege.

@@ -6,36 +6,15 @@ import struct
 
 import pytest
 
+from delivery_outcomes import delivered, failed, raised
 from entry_rule_breaks import Bytes
 from event_delivery_tables import words
 from kvmpy.errors import UsageError
 from kvmpy.x86 import modes
-from kvmpy.x86.event_delivery import Delivered, DeliveryFailure, Event, EventKind, deliver
+from kvmpy.x86.event_delivery import Event, EventKind
 from kvmpy.x86.registers import CpuState, DescriptorTable
 
 GP, SS = 13, 12
-
-
-def delivered(memory: Bytes, state: CpuState, event: Event) -> Delivered:
-    result = deliver(memory, state, event)
-    assert isinstance(result, Delivered), str(result)
-    return result
-
-
-def failed(memory: Bytes, state: CpuState, event: Event) -> DeliveryFailure:
-    """The failure, after checking that it wrote nothing."""
-    before = bytes(memory.data)
-    result = deliver(memory, state, event)
-    assert isinstance(result, DeliveryFailure), str(result)
-    assert memory.data == before
-    return result
-
-
-def raised(memory: Bytes, state: CpuState, event: Event) -> tuple[int, int | None]:
-    failure = failed(memory, state, event)
-    assert failure.raises is not None
-    assert failure.raises.kind is EventKind.EXCEPTION
-    return failure.raises.vector, failure.raises.error_code
 
 
 # Events.
