@@ -160,6 +160,18 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
     return (yield from _run_phase(item, "tear-down"))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where everything must run, a tool that is not installed is a failure too, and not a skip that nobody reads."""
+    report = yield
+    if report.skipped and kvm_presence.required() and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2]
+        if "Debian package" in reason:
+            report.outcome = "failed"
+            report.longrepr = f"KVMPY_REQUIRE_KVM=1, but this test was to be skipped: {reason}"
+    return report
+
+
 def _announce(item: pytest.Item) -> None:
     """Say which slow test begins, so that a log shows what takes its time."""
     reporter = item.config.pluginmanager.get_plugin("terminalreporter")

@@ -201,6 +201,28 @@ def test_a_guest_test_without_kvm_skips_with_the_reason_or_fails_where_kvm_is_re
         assert re.search(rf"^{re.escape(outcome)}.*/dev/kvm cannot be opened: No such device", log, re.MULTILINE), log
 
 
+def test_a_missing_package_skips_with_the_reason_or_fails_where_kvm_is_required(tmp_path: Path) -> None:
+    source = """
+import pytest
+
+def test_skips():
+    pytest.skip("needs `frobnicate` (Debian package frob)")
+
+@pytest.mark.skipif(True, reason="needs `frobnicate` (Debian package frob)")
+def test_is_marked():
+    pass
+
+def test_skips_for_the_host():
+    pytest.skip("this host cannot")
+"""
+    for folder, required, status, counts in (("a", "", 0, "3 skipped"), ("b", "1", 1, "2 failed|1 failed.*1 error")):
+        (tmp_path / folder).mkdir()
+        result, log = run_session(tmp_path / folder, {"unit/test_tool.py": source}, "-rA", KVMPY_REQUIRE_KVM=required)
+        assert result == status, log
+        assert re.search(counts, log), log
+        assert "Debian package frob" in log
+
+
 def test_the_marker_selects_guest_tests(tmp_path: Path) -> None:
     files = {"guest/test_guest.py": GUEST, "unit/test_other.py": "def test_other():\n    pass\n"}
     _, log = run_session(tmp_path, files, "-m", "not kvm", "--collect-only", "-q")
