@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -242,6 +243,11 @@ def entries(draw: st.DrawFn, target: int, spoilers: list[int]) -> int:
     return entry
 
 
+# kvm_pvm keeps one PML4 entry, the lowest of the upper half, to itself: ring 3 takes #PF there whatever the tables say.
+# All others from 1 to 511 were compared one by one.
+SLOTS = [slot for slot in range(1, 512) if slot != 256 or not Path("/sys/module/kvm_pvm").exists()]
+
+
 @st.composite
 def mappings(draw: st.DrawFn) -> Mapping:
     beyond = [1 << bit for bit in range(physical_bits(), 52)]
@@ -249,7 +255,7 @@ def mappings(draw: st.DrawFn) -> Mapping:
     between = [1 << bit for bit in range(13, 21)]  # in the entry of a large page, below its frame
     leaf_permissions = draw(st.sampled_from([0, 0, US, RW]))  # whole kernels are mapped without US, programs read-only
     mapping = Mapping(
-        canonical(draw(st.integers(1, 511)), draw(st.integers(0, 2**39 - 1))),
+        canonical(draw(st.sampled_from(SLOTS)), draw(st.integers(0, 2**39 - 1))),
         draw(entries(PDPT, [*beyond, PS])),
         draw(entries(PD, [*beyond, PS])),
         draw(entries(LARGE_FRAME | PS if large else PT, beyond + between if large else beyond)),
