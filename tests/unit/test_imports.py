@@ -55,7 +55,7 @@ TYPES_ONLY: dict[str, set[str]] = {
 SAME_LAYER = {"_exit": "exits", "__main__": "cli"}
 """Modules that belong to a layer of another name."""
 
-OPTIONAL_PACKAGES = {"pytest_plugin": {"pytest"}, "boot": {"elftools"}, "debug": {"elftools"}}
+OPTIONAL_PACKAGES = {"pytest_plugin": {"pytest"}, "boot": {"elftools"}, "debug": {"elftools", "capstone"}}
 """Packages outside the standard library, by the layer that may import them. elftools is the one dependency."""
 
 SPEAKING_LAYERS = {"cli", "bench", "pytest_plugin"}
