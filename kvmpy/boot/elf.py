@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from itertools import pairwise
@@ -92,6 +91,11 @@ class ElfImage:
         """ "i386" or "x86-64"."""
         return "i386" if self._header.machine == EM_386 else "x86-64"
 
+    @property
+    def source(self) -> ImageSource:
+        """The file that it is, for who reads more in it: `kvmpy.debug.symbols` does."""
+        return self._source
+
     def memory_needs(self) -> tuple[RomMapping, ...]:
         """Nothing: an ELF image lives in RAM."""
         return ()
@@ -123,12 +127,10 @@ class ElfImage:
         """
         from kvmpy.boot.elf_symbols import read_symbols
 
-        data = self._source.read_all()
-        shift = self.bias
         mask = (1 << self.bits) - 1
         return {
-            name: value if absolute else value + shift & mask
-            for name, (value, absolute) in read_symbols(io.BytesIO(data), len(data), self._header, self._source).items()
+            name: value if absolute else value + self.bias & mask
+            for name, (value, absolute) in read_symbols(self._header, self._source).items()
         }
 
     # Where things go

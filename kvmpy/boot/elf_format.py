@@ -1,10 +1,9 @@
 """The parts of an ELF file that loading needs: header, program headers, dynamic section (System V gABI, chapters 4 and
 5).
 
-Own code instead of pyelftools, which ElfImage.symbols() uses, for two reasons. Importing pyelftools costs more than
-starting the guest. And a loader must survive hostile files: here every number is checked once, where it is read, and
-the error names file, field and offset; pyelftools trusts its input and answers a lie with whatever its parser happens
-to raise.
+Own code instead of pyelftools, for two reasons. Importing pyelftools costs more than starting the guest. And a loader
+must survive hostile files: here every number is checked once, where it is read, and the error names file, field and
+offset; pyelftools trusts its input and answers a lie with whatever its parser happens to raise.
 """
 
 from __future__ import annotations
@@ -54,7 +53,8 @@ class ElfHeader:
     """The ELF header, checked: little endian, i386 in class ELF32 or x86-64 in class ELF64, ET_EXEC or ET_DYN.
 
     `bits` is 32 or 64; `type`, `machine` and `entry` are e_type, e_machine and e_entry; `section_table` is
-    (e_shoff, e_shentsize, e_shnum) as they stand in the file, unchecked: loading does without sections.
+    (e_shoff, e_shentsize, e_shnum) and `section_names` e_shstrndx, as they stand in the file, unchecked: loading does
+    without sections.
     """
 
     bits: int
@@ -64,6 +64,7 @@ class ElfHeader:
     program_headers_offset: int
     program_header_count: int
     section_table: tuple[int, int, int]
+    section_names: int
 
     @property
     def entry_offset(self) -> int:
@@ -87,7 +88,7 @@ class ElfHeader:
         layout = _HEADER[bits]
         raw = source.read(16, layout.size, f"the ELF{bits} header")
         (
-            type_, machine, version, entry, phoff, shoff, _flags, ehsize, phentsize, phnum, shentsize, shnum, _shstrndx,
+            type_, machine, version, entry, phoff, shoff, _flags, ehsize, phentsize, phnum, shentsize, shnum, shstrndx,
         ) = layout.unpack(raw)  # fmt: skip
         offsets = _FIELD_OFFSETS[bits]
 
@@ -117,7 +118,7 @@ class ElfHeader:
             raise refuse(
                 "e_phoff", f"{phoff:#x} and e_phnum {phnum}: the program headers end behind the file ({source.size:#x})"
             )
-        return cls(bits, type_, machine, entry, phoff, phnum, (shoff, shentsize, shnum))
+        return cls(bits, type_, machine, entry, phoff, phnum, (shoff, shentsize, shnum), shstrndx)
 
     def read_program_headers(self, source: ImageSource) -> list[ProgramHeader]:
         """All program headers in the order of the file; PT_LOAD and PT_DYNAMIC ones are checked."""
