@@ -22,14 +22,31 @@ _SET_USER_MEMORY_REGION = IOCTLS["KVM_SET_USER_MEMORY_REGION"]
 
 
 class _Slot:
-    """What KVM was told about one region."""
+    """What KVM was told about one region: one slot, or several where single pages of it are restricted."""
 
-    __slots__ = ("flags", "memfd", "number", "region")
+    __slots__ = ("flags", "more", "number", "region", "restricted")
 
     def __init__(self, number: int, region: MemoryRegion, flags: int) -> None:
         self.number = number
         self.region = region
         self.flags = flags
+        self.restricted: dict[int, str] = {}
+        """Page's guest-physical address -> "read" or "none"."""
+        self.more: list[int] = []
+        """Numbers of the further slots."""
+
+    def pieces(self) -> "list[tuple[int, int, int]]":
+        """(address, size, flags) of each slot that the region needs, with holes where the guest has no access."""
+        found, at = [], self.region.address
+        for page, access in sorted(self.restricted.items()):
+            if at < page:
+                found.append((at, page - at, self.flags))
+            if access == "read":
+                found.append((page, PAGE, _READONLY))
+            at = page + PAGE
+        if at < self.region.end:
+            found.append((at, self.region.end - at, self.flags))
+        return found
 
 
 class VmMemory(Descriptor):
@@ -78,7 +95,7 @@ class VmMemory(Descriptor):
 
     def move_memory(self, region: MemoryRegion, address: int) -> None:
         """Give a region another guest-physical address; the guest sees it at once."""
-        slot = self._slot(region)
+        slot = self._whole_slot(region)
         check_range(address, region.size)
         if any(other is not region and address < other.end and other.address < address + region.size
                for other in self.memory.regions):  # fmt: skip
@@ -96,9 +113,35 @@ class VmMemory(Descriptor):
     def remove_memory(self, region: MemoryRegion) -> None:
         """Take a region out of the guest, which then sees a hole: accesses are MMIO exits. Views stay valid."""
         slot = self._slot(region)
-        self.ioctl("KVM_SET_USER_MEMORY_REGION", kvm_userspace_memory_region(slot=slot.number, memory_size=0))
+        self._delete(slot)
         del self._slots[region]
         self.memory.remove(region)
+
+    def restrict_page(self, address: int, access: str) -> None:
+        """What the guest may do with the 4 KiB page at guest-physical `address`: "read", "none", or "all" again.
+
+        All else is an MMIO exit. No vCPU may run meanwhile: the region is gone for a moment (KVM can neither split a
+        slot nor make one read-only: section 4.35). Raises UsageError where there is no page of RAM.
+        """
+        page = address & -PAGE
+        region = self.memory.region_at(address)
+        if region is None or access not in ("read", "none", "all"):
+            raise UsageError(f"there is no page at {address:#x} that could be made {access!r}")
+        slot = self._slot(region)
+        if slot.flags & (_READONLY | _GUEST_MEMFD):
+            raise UsageError(f"{region!r} is not plain RAM: its pages cannot be restricted")
+        self._delete(slot)
+        slot.restricted.pop(page, None)
+        if access != "all":
+            slot.restricted[page] = access
+        for index, (start, size, flags) in enumerate(slot.pieces()):
+            number = slot.number
+            if index:
+                number = self._free_number()
+                slot.more.append(number)
+            host = region.host_address + start - region.address
+            request = kvm_userspace_memory_region(number, flags, start, size, host)
+            self._call(_SET_USER_MEMORY_REGION, ctypes.addressof(request))
 
     def create_guest_memfd(self, size: int, flags: int = 0) -> int:
         """The descriptor of a new guest_memfd of `size` bytes (section 4.142), which the caller closes."""
@@ -126,7 +169,7 @@ class VmMemory(Descriptor):
 
     def slot_number(self, region: MemoryRegion) -> int:
         """The number of the memory slot, as dirty rings name it."""
-        return self._slot(region).number
+        return self._whole_slot(region).number
 
     def _slot(self, region: MemoryRegion) -> _Slot:
         slot = self._slots.get(region)
@@ -134,10 +177,23 @@ class VmMemory(Descriptor):
             raise UsageError(f"{region!r} is not memory of {self!r}")
         return slot
 
+    def _whole_slot(self, region: MemoryRegion) -> _Slot:
+        slot = self._slot(region)
+        if slot.restricted:
+            pages = ", ".join(map(hex, slot.restricted))
+            raise UsageError(f"{region!r} is several memory slots as long as pages of it are restricted: {pages}")
+        return slot
+
+    def _delete(self, slot: _Slot) -> None:
+        for number in (slot.number, *slot.more):
+            request = kvm_userspace_memory_region(slot=number, memory_size=0)
+            self._call(_SET_USER_MEMORY_REGION, ctypes.addressof(request))
+        slot.more = []
+
     def _free_number(self) -> int:
         if not self._slots:
             return 0
-        taken = {slot.number for slot in self._slots.values()}
+        taken = {number for slot in self._slots.values() for number in (slot.number, *slot.more)}
         return next(number for number in range(len(taken) + 1) if number not in taken)
 
     def _tell(self, slot: _Slot, flags: int) -> None:
@@ -150,7 +206,7 @@ class VmMemory(Descriptor):
 
     def set_dirty_logging(self, region: MemoryRegion, on: bool = True) -> None:
         """Start or stop recording which pages of a region the guest writes (KVM_MEM_LOG_DIRTY_PAGES)."""
-        slot = self._slot(region)
+        slot = self._whole_slot(region)
         self._tell(slot, slot.flags & ~_LOG_DIRTY_PAGES | (_LOG_DIRTY_PAGES if on else 0))
 
     def enable_manual_dirty_log(self, *, initially_set: bool = False) -> None:
@@ -167,7 +223,7 @@ class VmMemory(Descriptor):
         from kvmpy.abi.structs import kvm_dirty_log
 
         bitmap = ctypes.create_string_buffer(_bitmap_size(region))
-        request = kvm_dirty_log(slot=self._slot(region).number)
+        request = kvm_dirty_log(slot=self._whole_slot(region).number)
         request.dirty_bitmap = ctypes.addressof(bitmap)
         self.ioctl("KVM_GET_DIRTY_LOG", request)
         return bitmap.raw

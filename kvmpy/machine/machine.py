@@ -13,6 +13,7 @@ from kvmpy.machine.bus import Bus
 from kvmpy.machine.ctrl_c import CtrlC
 from kvmpy.machine.device_lock import as_it_is, one_at_a_time
 from kvmpy.machine.host_events import HostEvents
+from kvmpy.machine.inspection import Inspection
 from kvmpy.machine.interrupts import check_not_in_kernel
 from kvmpy.machine.outcome import End, Outcome
 from kvmpy.machine.run_control import Run, RunControl
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from kvmpy.boot.image import Entry, Image
     from kvmpy.devices.device import ReadHandler, WriteHandler
     from kvmpy.devices.host_input import HostInput
-    from kvmpy.machine.statistics import Statistics
     from kvmpy.memory import GuestMemory
     from kvmpy.x86.cpuid import CpuidTable
 
@@ -43,7 +43,7 @@ _IDENTITY_MAP = 0xFEFF_C000
 _TSS = 0xFEFF_D000  # three pages; both lie where no PC has memory, below a 16 MiB firmware
 
 
-class Machine:
+class Machine(Inspection):
     """A VM with `memory` bytes of RAM from address 0 and `vcpus` processors.
 
     With `irqchip` (the default) it has a PC's interrupt controllers and timer inside KVM: PICs, IOAPIC, local APICs,
@@ -243,6 +243,7 @@ class Machine:
                 self.vm.add_ram(rom.address, size=len(rom.data), name=rom.name)
                 self.memory.write(rom.address, rom.data)
         self.entry = image.load(self.memory)
+        self.image, self._symbols = image, None
         self._runners[0].start_at(self.entry.state)
         return self.entry
 
@@ -257,12 +258,6 @@ class Machine:
         for runner in self._runners:
             runner.exit_handlers[kind] = handler
 
-    def statistics(self) -> "Statistics":
-        """What the guest did so far."""
-        from kvmpy.machine.statistics import collect
-
-        return collect((runner.loop for runner in self._runners), (self.ports, self.mmio))
-
     # Running
 
     def run(self, timeout: float | None = None, *, check: bool = False) -> Outcome:
@@ -273,12 +268,16 @@ class Machine:
         next run presents it again (all of it, when it was split between devices; of a string, what is left). Ctrl-C
         raises KeyboardInterrupt between two exits, so that the next run goes on.
         """
+        return self._run_here(self._runners, timeout, check)
+
+    def _run_here(self, runners: list[VcpuRunner], timeout: float | None, check: bool) -> Outcome:
+        """Run some of the processors, the first of them in this thread."""
         with CtrlC(self._control.leave_all) as ctrl_c:
-            run = self._begin(timeout, first_here=True)
+            run = self._begin(runners, timeout, first_here=True)
             try:
                 if not ctrl_c.seen:  # perhaps just before `begin`
-                    self._start_threads(self._runners[1:])
-                    self._runners[0].run()
+                    self._start_threads(runners[1:])
+                    runners[0].run()
             finally:
                 ctrl_c.deferred = True
                 self._control.leave_all(run)
@@ -294,7 +293,7 @@ class Machine:
 
     def start(self, timeout: float | None = None) -> None:
         """Run the guest in threads of its own; `wait` for its end, or `stop` it. `timeout` as in `run`."""
-        run = self._begin(timeout, first_here=False)
+        run = self._begin(self._runners, timeout, first_here=False)
         try:
             self._start_threads(self._runners)
         except BaseException:
@@ -339,7 +338,7 @@ class Machine:
             with suppress(RuntimeError):  # the loop was closed
                 loop.call_soon_threadsafe(ended.set)
 
-        run = self._begin(timeout, first_here=False)
+        run = self._begin(self._runners, timeout, first_here=False)
         try:
             self._start_threads(self._runners)
             # A thread of its own: the loop's executor has few, which other machines may occupy for ever.
@@ -368,10 +367,10 @@ class Machine:
         """Whether a processor is in the guest or handling an exit."""
         return self._control.running
 
-    def _begin(self, timeout: float | None, *, first_here: bool) -> Run:
+    def _begin(self, runners: list[VcpuRunner], timeout: float | None, *, first_here: bool) -> Run:
         if timeout is not None and not (isinstance(timeout, (int, float)) and timeout == timeout):  # NaN is not
             raise UsageError(f"a timeout is a number of seconds, or None, not {timeout!r}")
-        return self._control.begin(self.vcpus, timeout, first_here=first_here)
+        return self._control.begin(tuple(runner.vcpu for runner in runners), timeout, first_here=first_here)
 
     def _start_threads(self, runners: list[VcpuRunner]) -> None:
         self._threads = []

@@ -21,9 +21,10 @@ class End(StrEnum):
     FAILED = "failed"  # KVM gave up, or an exit came that nobody handles
     TIMEOUT = "timeout"  # the guest goes on where it was with the next run
     STOPPED = "stopped"  # by Machine.stop(); goes on with the next run
+    BREAKPOINT = "breakpoint"  # a breakpoint or watchpoint without a handler; goes on with the next run
 
 
-_WELL = frozenset((End.HALTED, End.SHUTDOWN, End.RESET, End.STOPPED))
+_WELL = frozenset((End.HALTED, End.SHUTDOWN, End.RESET, End.STOPPED, End.BREAKPOINT))
 
 
 class Outcome:

@@ -36,8 +36,10 @@ class RunControl:
     def __init__(self) -> None:
         self._changed = Condition()
         self.leaving = False
-        self.pausing: tuple[int, ...] = ()
-        """The threads that have the machine paused."""
+        self.pausing: tuple[object, ...] = ()
+        """Who has the machine paused: threads by their ident, a debugger, and vCPUs, which do not pause themselves."""
+        self._alone: tuple[Vcpu, object] | None = None
+        """The one vCPU that runs on, and in whose pause: a debugger steps it while the others stand."""
         self.counting = False
         """Whether the vCPUs are made to stand so that all can be seen idle at the same time."""
         self.queuing = False
@@ -52,6 +54,8 @@ class RunControl:
         """The vCPU that runs where `Machine.run` was called, which says itself when the run is over."""
         self._standing: set[Vcpu] = set()
         """Those that touch neither their vCPU nor a device, and will not while there is a pause."""
+        self.end_listeners: list[Callable[[Outcome], None]] = []
+        """Called with how a run ends, by whichever thread ends it, in the midst of it: they must be quick."""
         self._idle: set[Vcpu] = set()
         self._counted: set[Vcpu] = set()
 
@@ -96,6 +100,8 @@ class RunControl:
         with self._changed:
             if self._run.outcome is None:
                 self._run.outcome = outcome
+                for listener in self.end_listeners:
+                    listener(outcome)
             self.leave_all()
             return self._run.outcome
 
@@ -122,6 +128,14 @@ class RunControl:
             self.closed = True
             self.leave_all()
         self.wait()
+
+    def changing(self) -> Condition:
+        """A context in which no pause, run or end begins in another thread."""
+        return self._changed
+
+    def thread_of(self, vcpu: Vcpu) -> int:
+        """The thread that runs a vCPU now, 0 for none."""
+        return self._run.threads.get(vcpu, 0)
 
     @property
     def running(self) -> bool:
@@ -178,9 +192,18 @@ class RunControl:
     def _stand(self, vcpu: Vcpu) -> None:
         self._standing.add(vcpu)
         self._changed.notify_all()
-        while self.pausing and not self.leaving:
+        while self.must_stand(vcpu) and not self.leaving:
             self._changed.wait()
         self._standing.discard(vcpu)
+
+    def must_stand(self, vcpu: Vcpu) -> bool:
+        """Whether a pause holds this vCPU."""
+        if not self.pausing:
+            return False
+        alone, owner_of_step = self._alone or (None, None)
+        if alone is not vcpu:
+            return any(owner is not vcpu for owner in self.pausing)
+        return any(owner is not owner_of_step and not isinstance(owner, Vcpu) for owner in self.pausing)
 
     def all_idle(self, vcpu: Vcpu, waits_for_ever: "Callable[[Vcpu], bool]") -> bool:
         """Whether no vCPU can go on; `vcpu`, which calls, is between two exits and may be made to wait for the others.
@@ -228,21 +251,56 @@ class RunControl:
                 raise UsageError(
                     "a device handler cannot pause the machine that waits for its answer; use another thread"
                 )
-            self.pausing = (*self.pausing, get_ident())
+            self.ask_to_stand(get_ident())
         try:
-            with self._changed:
-                self._end_count()
-                self._kick(self._run.threads)
-                while not self._run.threads.keys() <= self._standing:
-                    self._changed.wait()
+            self.wait_until_all_stand()
         except BaseException:
             self.resume()
             raise
 
-    def resume(self) -> None:
-        """End a pause of this thread."""
+    def ask_to_stand(self, owner: object) -> None:
+        """Begin a pause without waiting for it, which a vCPU's own thread may do: it stands after the present exit."""
+        with self._changed:
+            self.pausing = (*self.pausing, owner)
+            self._end_count()
+            self._kick(self._run.threads)
+
+    def wait_until_all_stand(self, timeout: float | None = None) -> bool:
+        """Wait for the vCPUs that were asked to. False: some do not, after `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(self._all_stand, timeout)
+
+    def wait_until_others_stand(self, vcpu: Vcpu) -> bool:
+        """The same for a vCPU's own thread, which waits for all the others. False: the run is to be left."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.leaving or self._run.threads.keys() - {vcpu} <= self._standing)
+            return not self.leaving
+
+    def _all_stand(self) -> bool:
+        return self._run.threads.keys() <= self._standing
+
+    def resume(self, owner: object = None, *, forgive: float = 0.0) -> None:
+        """End a pause of `owner`, by default this thread. The deadline comes `forgive` seconds later for it."""
         with self._changed:
             left = list(self.pausing)
-            left.remove(get_ident())
+            left.remove(get_ident() if owner is None else owner)
             self.pausing = tuple(left)
+            if self._alone is not None and self._alone[1] not in left:
+                self._alone = None
+            if self.deadline is not None:
+                self.deadline += forgive
             self._changed.notify_all()
+
+    def let_one_run(self, vcpu: Vcpu, owner: object) -> None:
+        """Have one vCPU go on in the pause of `owner` while all others stand, until `let_none_run`."""
+        with self._changed:
+            self._alone = (vcpu, owner)
+            self._standing.discard(vcpu)
+            self._changed.notify_all()
+
+    def let_none_run(self) -> None:
+        """Have the vCPU of `let_one_run` stand again after its present exit."""
+        with self._changed:
+            if self._alone is not None:
+                vcpu, self._alone = self._alone[0], None
+                self._kick([vcpu])

@@ -6,6 +6,7 @@ border, ports that nobody claims, all other exits) takes the way below the loop.
 """
 
 import ctypes
+from collections import deque
 from itertools import islice
 
 from kvmpy.errors import HandlerResultError
@@ -13,6 +14,7 @@ from kvmpy.kvm.exit_decoder import decode
 from kvmpy.kvm.run_page import EXIT_REASON, NO_EXIT, NOT_FROM_THE_GUEST
 from kvmpy.kvm.vcpu import Vcpu
 from kvmpy.machine.bus import Bus
+from kvmpy.machine.recent_exits import KEPT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
     from kvmpy.kvm.coalesced_ring import CoalescedRing
 
     Handler = Callable[..., Any]
+    Place = tuple[str, str, int, int]
     # Resolved access: the device's method, its offset, the size, where the data is (view and index), whether it is a
-    # write, and how often it happened.
+    # write, its place (kind, direction, address, size), and how often it happened.
     Access = list[Any]
 
 __all__ = ["RunLoop"]
@@ -66,8 +69,10 @@ class RunLoop:
         """Items of the string in the run page that were handled before the handler of the next one raised."""
         self.other_exits: dict[int, int] = {}
         """KVM_EXIT_* -> count, for what does not go through the tables."""
-        self.settled_counts: dict[tuple[str, str, int, int], int] = {}
-        """Counts of resolved accesses whose table was dropped: (kind, direction, address, size)."""
+        self.settled_counts: dict[Place, int] = {}
+        """Counts of resolved accesses whose table was dropped."""
+        self.recent: deque[tuple[Place | None, Any]] = deque(maxlen=KEPT)
+        """The last exits that were handled, for reports; see `kvmpy.machine.recent_exits`."""
 
     def run(self) -> None:
         """Run until somebody says stop. An exit whose handler raises stays pending and is handled by the next run.
@@ -80,6 +85,7 @@ class RunLoop:
         u32, u64 = vcpu.page.u32, vcpu.page.u64
         ports, memory = self._port_accesses, self._memory_accesses
         io, mmio, no_exit = IO, MMIO, NO_EXIT
+        note = self.recent.append
         queue = self.queue is not None
         first = 0 if self.queue is None else self.queue.head
         last = first + 1
@@ -115,9 +121,10 @@ class RunLoop:
                 if self._handle():
                     return
                 continue
-            call, offset, size, data, index, write, count = access
+            call, offset, size, data, index, write, place, count = access
             if write:
-                call(offset, size, data[index])
+                value = data[index]
+                call(offset, size, value)
             else:
                 value = call(offset, size)
                 try:
@@ -125,7 +132,8 @@ class RunLoop:
                 except (TypeError, ValueError):
                     raise HandlerResultError(_name(call), value, size) from None
             u32[2] = no_exit  # handled: see NO_EXIT
-            access[6] = count + 1
+            access[7] = count + 1
+            note((place, value))
 
     def detach(self) -> None:
         """Never to run again: let go of `attend` and `other`, whose owner usually refers to this loop in a circle."""
@@ -157,7 +165,9 @@ class RunLoop:
         else:
             self.other_exits[reason] = self.other_exits.get(reason, 0) + 1
             page.runs[0] += 1  # replies to exits before this one come too late
-            leave = self._other(decode(page))
+            event = decode(page)
+            self.recent.append((None, event))
+            leave = self._other(event)
         page.u32[EXIT_REASON // 4] = NO_EXIT
         return leave
 
@@ -168,8 +178,9 @@ class RunLoop:
 
     def _queued_write(self, port: bool, address: int, size: int, value: int) -> None:
         (self.ports if port else self.mmio).write(address, size, value)
-        key = ("port" if port else "mmio", "write", address, size)
-        self.settled_counts[key] = self.settled_counts.get(key, 0) + 1
+        place = ("port" if port else "mmio", "write", address, size)
+        self.settled_counts[place] = self.settled_counts.get(place, 0) + 1
+        self.recent.append((place, value))
 
     def _port(self) -> None:
         """A port access that no table has: resolve it for the next time, and handle it item by item."""
@@ -181,8 +192,10 @@ class RunLoop:
                 value = int.from_bytes(page.u8[at : at + size], "little")
                 self._guard(self.ports.write)(port, size, value)
             else:
-                page.u8[at : at + size] = self._guard(self.ports.read)(port, size).to_bytes(size, "little")
+                value = self._guard(self.ports.read)(port, size)
+                page.u8[at : at + size] = value.to_bytes(size, "little")
             self._items_done += 1
+            self.recent.append((("port", "write" if out == _OUT else "read", port, size), value))
         self._items_done = 0
         if count == 1:
             self._resolve(self._port_accesses, key, self.ports, port, size, start, out == _OUT)
@@ -195,7 +208,9 @@ class RunLoop:
             value = int.from_bytes(page.u8[40 : 40 + size], "little")
             self._guard(self.mmio.write)(address, size, value)
         else:
-            page.u8[40 : 40 + size] = self._guard(self.mmio.read)(address, size).to_bytes(size, "little")
+            value = self._guard(self.mmio.read)(address, size)
+            page.u8[40 : 40 + size] = value.to_bytes(size, "little")
+        self.recent.append((("mmio", "write" if write else "read", address, size), value))
         if size in (1, 2, 4, 8):
             if self._resolved >= _MAX_ACCESSES:
                 self._forget()
@@ -213,9 +228,10 @@ class RunLoop:
             page = self.vcpu.page
             view = {1: page.u8, 2: page.u16, 4: page.u32, 8: page.u64}[size]
             offset = address - region.start + region.base
-            table[key] = [self._guard(handler), offset, size, view, start // size, write, 0]
+            place = (bus.kind, "write" if write else "read", address, size)
+            table[key] = [self._guard(handler), offset, size, view, start // size, write, place, 0]
             self._resolved += 1
-        table[key][6] += 1
+        table[key][7] += 1
 
     def _forget_old_handlers(self) -> None:
         """Drop resolved handlers when devices have come or gone."""
@@ -233,21 +249,14 @@ class RunLoop:
 
     # Statistics
 
-    def counts(self) -> "dict[tuple[str, str, int, int], int]":
+    def counts(self) -> "dict[Place, int]":
         """How often each resolved access happened: (kind, direction, address, size) -> count."""
         counts = dict(self.settled_counts)
-        for key, access in list(self._port_accesses.items()):
-            _add(counts, "port", key >> 16 & 0xFFFF, access)
-        for table in list(self._memory_accesses.values()):
-            for address, access in list(table.items()):
-                _add(counts, "mmio", address, access)
+        for table in (self._port_accesses, *list(self._memory_accesses.values())):
+            for access in list(table.values()):
+                place, count = access[6:]
+                counts[place] = counts.get(place, 0) + count
         return counts
-
-
-def _add(counts: "dict[tuple[str, str, int, int], int]", kind: str, address: int, access: "Access") -> None:
-    _, _, size, _, _, write, count = access
-    key = (kind, "write" if write else "read", address, size)
-    counts[key] = counts.get(key, 0) + count
 
 
 def _name(handler: "Handler") -> str:

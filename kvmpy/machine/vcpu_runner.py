@@ -3,6 +3,7 @@
 import errno
 import threading
 import time
+from collections import deque
 
 from kvmpy import exits
 from kvmpy._exit import Answered, Exit
@@ -15,11 +16,23 @@ from kvmpy.x86.registers import CpuState
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Protocol
 
     from kvmpy.machine.bus import Bus
+    from kvmpy.machine.guest_debug import GuestDebug
+    from kvmpy.machine.observed_loop import Observer
 
     ExitHandler = Callable[[Vcpu, Exit], Outcome | None]
+
+    class Inspector(Protocol):
+        """A debugger, as a runner sees it."""
+
+        def before_entry(self, runner: "VcpuRunner") -> None:
+            """The vCPU's thread is about to enter the guest, at the beginning of a run or after standing."""
+
+        def inspect(self, runner: "VcpuRunner", event: Exit) -> bool:
+            """Look at an exit that is not a device's before anybody else does. True: it is the debugger's."""
+
     Guard = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 __all__ = ["VcpuRunner"]
@@ -37,6 +50,12 @@ class VcpuRunner:
         self.vcpu = vcpu
         self.control = control
         self.exit_handlers: dict[type[Exit], ExitHandler] = {}
+        self.inspector: Inspector | None = None
+        self.observer: Observer | None = None
+        """Who is told of every exit; `observe` sets it."""
+        self._observed_by: Observer | None = None
+        self._debug: GuestDebug | None = None
+        self._posted: deque[Callable[[], object]] = deque()
         self.loop = RunLoop(vcpu, ports, mmio, attend=self._attend, other=self._other, guard=guard)
         self._ports, self._mmio, self._guard = ports, mmio, guard
         self._tick = 0.0
@@ -56,19 +75,52 @@ class VcpuRunner:
                     self.loop.queue = CoalescedRing(vcpu)
                 self._tick = _FIRST_TICK
                 self._arm()
+                if self.inspector is not None:
+                    self.inspector.before_entry(self)
                 if not (vcpu.backlog and self._handle_backlog()):
-                    self.loop.run()
+                    self._run_loop()
             finally:
                 vcpu.arm(0, 0)
                 vcpu.release()
         finally:
             control.leave(vcpu)
 
+    @property
+    def debug(self) -> "GuestDebug":
+        """Debug registers and single steps of the vCPU."""
+        if self._debug is None:
+            from kvmpy.machine.guest_debug import GuestDebug
+
+            self._debug = GuestDebug(self.vcpu)
+        return self._debug
+
     def start_at(self, state: CpuState) -> None:
         """Have the next run begin in `state`; an exit that the last guest left, whose handler raised, is dropped."""
         if self.vcpu.page.runs[0]:
             self.vcpu.settle(lambda event: None)
         self.vcpu.set_cpu_state(state)
+
+    def _run_loop(self) -> None:
+        while True:
+            self._observed_by = observer = self.observer
+            if observer is None:
+                self.loop.run()
+            else:
+                from kvmpy.machine.observed_loop import run_observed
+
+                run_observed(self.loop, observer)
+            if self.observer is observer or self.control.leaving:  # else it left only to come back by the other loop
+                return
+
+    def observe(self, observer: "Observer | None") -> None:
+        """Have every exit told to `observer` from the next one on, or to nobody; from any thread."""
+        self.observer = observer
+        self.vcpu.kick()
+
+    def post(self, call: "Callable[[], object]") -> None:
+        """Have this vCPU's thread call something between two exits, before the guest goes on; from any thread."""
+        self._posted.append(call)
+        self.vcpu.kick()
 
     # Between exits
 
@@ -84,14 +136,18 @@ class VcpuRunner:
                 message = f"the guest did not end within {control.timeout:g} seconds; {place}"
                 control.finish(Outcome(End.TIMEOUT, message, vcpu=vcpu.id))
                 return True
-            if control.pausing:
+            if control.must_stand(vcpu):
                 control.park(vcpu)
             elif not kicked or control.counting:
                 self._look_whether_idle()
+            while self._posted and not control.leaving:
+                self._posted.popleft()()
             if not control.leaving:
+                if self.inspector is not None:
+                    self.inspector.before_entry(self)
                 self._tick = min(2 * self._tick, HEARTBEAT)
                 self._arm()  # also because another thread may have used the vCPU, and its timer, in a pause
-            return control.leaving
+            return control.leaving or self.observer is not self._observed_by
         if number == errno.EAGAIN:  # a processor that waited for INIT or SIPI got one: enter it again
             return control.leaving
         return self._other(vcpu.failed_run(number))
@@ -139,14 +195,23 @@ class VcpuRunner:
 
     def _other(self, event: Exit) -> bool:
         """Handle an exit that no device does. True: leave the loop."""
+        if self.inspector is not None and self.inspector.inspect(self, event):
+            if not self.control.leaving:
+                self.inspector.before_entry(self)
+            return self.control.leaving
+        return self.handle(event)
+
+    def handle(self, event: Exit) -> bool:
+        """Handle such an exit without a debugger: by a handler of the user's, or as the end of the run."""
         handler = self.exit_handlers.get(type(event))
-        outcome = handler(self.vcpu, event) if handler is not None else self._outcome_of(event)
+        outcome = handler(self.vcpu, event) if handler is not None else self.outcome_of(event)
         if outcome is not None:
             self.control.finish(outcome)
         # The instruction whose answer KVM waits for is completed first; the kick of the end brings the vCPU out again.
         return self.control.leaving and not isinstance(event, Answered)
 
-    def _outcome_of(self, event: Exit) -> Outcome | None:
+    def outcome_of(self, event: Exit) -> Outcome | None:
+        """The end of the run that an exit is which nobody handles, or None when it is none."""
         vcpu = self.vcpu
         match event:
             case exits.Hlt():

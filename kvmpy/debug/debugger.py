@@ -1,0 +1,388 @@
+"""The debugger of a machine: breakpoints, watchpoints, steps, and who is told when the guest stops.
+
+It looks at exits in the vCPU's own thread, before anybody else (`VcpuRunner.inspector`). A breakpoint that the guest
+has just reached is passed by one single step without it; of several processors only that one runs meanwhile, when the
+breakpoint is in memory, where the others would miss it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from kvmpy import exits
+from kvmpy.debug.breakpoint import Breakpoint, Condition, Handler, Point, Stop, StopKind, Watchpoint
+from kvmpy.debug.program_counter import linear_pc
+from kvmpy.debug.software_breakpoints import SoftwareBreakpoints
+from kvmpy.debug.vcpu_debugging import VcpuDebugging
+from kvmpy.debug.watched_memory import WatchedMemory
+from kvmpy.errors import UsageError
+from kvmpy.machine.guest_debug import DebugRegister
+from kvmpy.machine.outcome import End, Outcome
+
+if TYPE_CHECKING:
+    from kvmpy._exit import Exit
+    from kvmpy.kvm import Vcpu
+    from kvmpy.machine import Machine
+    from kvmpy.machine.vcpu_runner import VcpuRunner
+
+__all__ = ["Debugger"]
+
+_STEP = 1 << 14
+"""DR6.BS: a single step ended (SDM vol. 3, 18.2.3)."""
+
+
+class Debugger:
+    """Breakpoints and watchpoints of one machine; made by `Machine.debugger`.
+
+    They are set while no vCPU runs: before the run, in a handler, or within `machine.paused()`.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.points: list[Point] = []
+        self._runners = machine.runners
+        self._control = self._runners[0].control
+        self._software = SoftwareBreakpoints(machine.memory)
+        self._watched = WatchedMemory(machine, self._watched_access)
+        self._vcpus = {runner.vcpu: VcpuDebugging(runner) for runner in self._runners}
+        self._passing = threading.Lock()
+        """Held by the vCPU that passes a software breakpoint."""
+        self._listener: Callable[[Stop], None] | None = None
+        self._stopped_since: float | None = None
+        for runner in self._runners:
+            runner.inspector = self
+        self._control.end_listeners.append(self._run_ended)
+
+    # Points
+
+    def breakpoint(
+        self, where: int | str, handler: Handler | None = None, *, condition: Condition | None = None,
+        hardware: bool | None = None, temporary: bool = False,
+    ) -> Breakpoint:  # fmt: skip
+        """Stop before the instruction at a virtual address, or at a symbol of the loaded image.
+
+        Without a `handler` the run ends (End.BREAKPOINT); the next one goes on. `hardware=None` takes a debug register
+        while one is free, else patches guest memory, for which the address must be mapped now. In real mode an address
+        is linear: 16 x segment + offset. Raises UsageError when neither can be.
+        """
+        self._check_at_rest()
+        address, name = self._resolve(where)
+        if hardware is None:
+            hardware = all(vcpu.debug.free for vcpu in self._vcpus.values())
+        point = Breakpoint(address, name, handler, condition, self._remove, hardware=hardware, temporary=temporary)
+        if hardware:
+            self._add_register(point, DebugRegister(address))
+        else:
+            physical = self._translate(self.machine.vcpus[0], address)
+            self._software.insert(self.machine.vcpus[0], physical)
+            point.physical = physical
+            for vcpu in self._vcpus.values():
+                vcpu.debug.software = True
+                vcpu.apply()
+        self.points.append(point)
+        return point
+
+    def watchpoint(
+        self, where: int | str, length: int = 1, handler: Handler | None = None, *, access: str = "write",
+        condition: Condition | None = None, hardware: bool | None = None,
+    ) -> Watchpoint:  # fmt: skip
+        """Stop after the guest writes (`access="access"`: reads or writes) any of `length` bytes.
+
+        `hardware=None` takes a debug register where this host's KVM reports those and one fits and is free, else takes
+        the page from the guest: then the address must be mapped now, and each access of the guest to that page costs an
+        exit; writes by devices of the host are not seen. Raises UsageError for what cannot be watched.
+        """
+        from kvmpy.debug.host_support import watches_data
+
+        self._check_at_rest()
+        if access not in ("write", "access"):
+            raise UsageError(f'a watchpoint watches "write" or "access", not {access!r}')
+        if length < 1:
+            raise UsageError(f"a watchpoint watches at least one byte, not {length}")
+        address, name = self._resolve(where)
+        if hardware is None:
+            fits = length in (1, 2, 4, 8) and not address % length
+            hardware = fits and watches_data() and all(vcpu.debug.free for vcpu in self._vcpus.values())
+        point = Watchpoint(
+            address, length, access, name, handler, condition, self._remove, hardware=hardware
+        )  # fmt: skip
+        if hardware:
+            self._add_register(point, DebugRegister(address, access, length))
+        else:
+            point.physical = self._pieces(self.machine.vcpus[0], address, length)
+            self._watched.add(point)
+        self.points.append(point)
+        return point
+
+    def _add_register(self, point: Point, register: DebugRegister) -> None:
+        for vcpu in self._vcpus.values():
+            vcpu.debug.add(register)
+            vcpu.registers[register] = point
+            vcpu.apply()
+
+    def _remove(self, point: Point) -> None:
+        self._check_at_rest()
+        point.active = False
+        self.points.remove(point)
+        for vcpu in self._vcpus.values():
+            for register in [register for register, owner in vcpu.registers.items() if owner is point]:
+                vcpu.debug.remove(register)
+                del vcpu.registers[register]
+        if isinstance(point, Breakpoint) and not point.hardware:
+            self._software.remove(point.physical)
+        if isinstance(point, Watchpoint) and not point.hardware:
+            self._watched.remove(point)
+        for vcpu in self._vcpus.values():
+            vcpu.debug.software = bool(self._software)
+            vcpu.apply()
+
+    def _resolve(self, where: int | str) -> tuple[int, str]:
+        if isinstance(where, str):
+            return self.machine.symbols.address_of(where), where
+        if not isinstance(where, int) or not 0 <= where < 1 << 64:
+            raise UsageError(f"a place in the guest is an address of 64 bits or the name of a symbol, not {where!r}")
+        return where, ""
+
+    def _translate(self, vcpu: Vcpu, address: int) -> int:
+        walk = vcpu.walk(address)
+        if walk.physical is None:
+            raise UsageError(f"{address:#x} is not mapped now, so memory there cannot be changed or watched:\n{walk}")
+        return walk.physical
+
+    def _pieces(self, vcpu: Vcpu, address: int, length: int) -> tuple[tuple[int, int], ...]:
+        pieces = []
+        while length:
+            part = min(length, 0x1000 - address % 0x1000)
+            pieces.append((self._translate(vcpu, address), part))
+            address, length = address + part, length - part
+        return tuple(pieces)
+
+    def _check_at_rest(self) -> None:
+        for vcpu in self._vcpus:
+            vcpu.check_idle()  # raises when another thread is in the guest with it
+
+    # Memory without the patches
+
+    def read_memory(self, vcpu: Vcpu, address: int, length: int) -> bytes:
+        """`length` bytes at a virtual address, software breakpoints hidden. GuestMemoryError or UsageError outside."""
+        data = bytearray()
+        for physical, part in self._pieces(vcpu, address, length):
+            piece = bytearray(self.machine.memory.read(physical, part))
+            self._software.hide(physical, piece)
+            data += piece
+        return bytes(data)
+
+    def write_memory(self, vcpu: Vcpu, address: int, data: bytes) -> None:
+        """Write at a virtual address, whether or not the guest may; software breakpoints stay."""
+        for physical, part in self._pieces(vcpu, address, len(data)):
+            self._software.overwrite(physical, data[:part])
+            data = data[part:]
+
+    # In the vCPU's thread
+
+    def before_entry(self, runner: VcpuRunner) -> None:
+        """The vCPU is about to enter the guest: have it pass the breakpoint that it stands at."""
+        vcpu = self._vcpus[runner.vcpu]
+        passed, vcpu.passed = vcpu.passed, None
+        if passed is not None and passed == linear_pc(runner.vcpu) and self._breakpoints_at(runner.vcpu, passed):
+            physical = self._patched(runner.vcpu, passed)
+            if physical is not None:
+                if not self._pass_alone(runner.vcpu):
+                    vcpu.passed = passed
+                    return
+                self._software.lift(physical)
+                vcpu.lifted = physical
+            vcpu.over = passed
+        vcpu.apply()
+
+    def _pass_alone(self, vcpu: Vcpu) -> bool:
+        """Have all other vCPUs stand. False: the run ends."""
+        control = self._control
+        if len(self._vcpus) == 1:
+            return True
+        while not self._passing.acquire(blocking=False):
+            control.park(vcpu)  # the one that passes a breakpoint now waits for this one to stand
+            if control.leaving:
+                return False
+        control.ask_to_stand(vcpu)
+        if control.wait_until_others_stand(vcpu):
+            return True
+        self._end_alone(vcpu)
+        return False
+
+    def _end_alone(self, vcpu: Vcpu) -> None:
+        if len(self._vcpus) > 1:
+            self._control.resume(vcpu)
+            self._passing.release()
+
+    def _passed(self, vcpu: VcpuDebugging) -> None:
+        """The step past a breakpoint is over, or the guest went elsewhere."""
+        vcpu.over = None
+        if vcpu.lifted is not None:
+            self._software.lower(vcpu.lifted)
+            vcpu.lifted = None
+            self._end_alone(vcpu.vcpu)
+
+    def inspect(self, runner: VcpuRunner, event: Exit) -> bool:
+        """Look at an exit; True when it was a breakpoint's, a watchpoint's or a step's."""
+        vcpu = self._vcpus[runner.vcpu]
+        match event:
+            case exits.Debug(exception=1, dr6=dr6):
+                return self._debug_exception(vcpu, dr6)
+            case exits.Debug(exception=3) | exits.InternalError(suberror=1) if self._software:
+                pc = linear_pc(runner.vcpu)
+                if self._patched(runner.vcpu, pc) is not None:
+                    self._reached(vcpu, pc, self._breakpoints_at(runner.vcpu, pc))
+                    return True
+        if self._listener is not None and type(event) not in runner.exit_handlers:
+            outcome = runner.outcome_of(event)
+            if outcome is not None and not outcome.ok:
+                vcpu.end = event
+                self._stop(Stop(StopKind.ENDED, runner.vcpu.id, linear_pc(runner.vcpu), outcome=outcome))
+                return True
+        return False
+
+    def _debug_exception(self, vcpu: VcpuDebugging, dr6: int) -> bool:
+        pc = linear_pc(vcpu.vcpu)
+        stepped = bool(dr6 & _STEP) and vcpu.debug.stepping
+        if vcpu.over is not None:
+            self._passed(vcpu)
+        data = [vcpu.registers[register] for register in vcpu.debug.hit(dr6) if register.kind != "execute"]
+        points: list[Point] = [*data]
+        if not stepped or data:
+            points += [point for point in self._breakpoints_at(vcpu.vcpu, pc) if point.hardware]
+        if not points and not stepped:
+            return False  # the guest's own, or another user's of the debug registers
+        if points:
+            self._reached(vcpu, pc, points)
+        if stepped and vcpu.steps:
+            vcpu.steps -= 1
+            if not vcpu.steps:
+                self._stop(Stop(StopKind.STEP, vcpu.vcpu.id, pc))
+        return True
+
+    def _patched(self, vcpu: Vcpu, pc: int) -> int | None:
+        """Where, guest-physical, the instruction at `pc` is replaced, or None."""
+        if not self._software:
+            return None
+        physical = vcpu.walk(pc).physical
+        return physical if physical is not None and physical in self._software else None
+
+    def _breakpoints_at(self, vcpu: Vcpu, pc: int) -> list[Breakpoint]:
+        """Those of a debug register by their virtual address, those in memory by their physical one."""
+        physical = self._patched(vcpu, pc)
+        return [
+            point
+            for point in self.points
+            if isinstance(point, Breakpoint)
+            and (point.address == pc if point.hardware else physical is not None and point.physical == physical)
+        ]
+
+    def _reached(self, vcpu: VcpuDebugging, pc: int, points: Sequence[Point]) -> None:
+        """The guest is at these points: ask their conditions, call their handlers, stop if one says so."""
+        vcpu.passed = pc
+        for point in list(points):
+            if point.condition is not None and not point.condition(vcpu.vcpu):
+                continue
+            point.hits += 1
+            if isinstance(point, Breakpoint) and point.temporary:
+                point.remove()
+            kind = StopKind.BREAKPOINT if isinstance(point, Breakpoint) else StopKind.WATCHPOINT
+            if point.handler is None:
+                self._stop(Stop(kind, vcpu.vcpu.id, pc, point))
+            elif (outcome := point.handler(vcpu.vcpu, point)) is not None:
+                self._control.finish(outcome)
+
+    def _watched_access(self, point: Watchpoint) -> None:
+        """A device handler saw the guest access a watched page: look at it when the instruction is complete."""
+        here = threading.get_ident()
+        runner = next((r for r in self._runners if self._control.thread_of(r.vcpu) == here), self._runners[0])
+        runner.post(lambda: self._reached(self._vcpus[runner.vcpu], linear_pc(runner.vcpu), [point]))
+
+    def plan_steps(self, vcpu: Vcpu, count: int) -> None:
+        """Have the next run of a vCPU end after `count` instructions; 0: not so."""
+        state = self._vcpus[vcpu]
+        state.steps = count
+        if not count:
+            state.apply()
+
+    # Stops
+
+    def attach(self, listener: Callable[[Stop], None]) -> None:
+        """Have stops told to `listener` instead of ending the run; all vCPUs then stand until `resume` or `step`.
+
+        The listener is called in whichever thread notices the stop and must be quick. Also an end that is not ok stops
+        first, so that the place can be looked at. Raises UsageError when somebody is attached already.
+        """
+        if self._listener is not None:
+            raise UsageError("a debugger is attached to this machine already")
+        self._listener = listener
+
+    def detach(self) -> None:
+        """End `attach`; a guest that stands goes on."""
+        self._listener = None
+        self.resume()
+
+    @property
+    def standing(self) -> bool:
+        """Whether the guest stands before whoever is attached."""
+        return self._stopped_since is not None
+
+    def interrupt(self, timeout: float | None = None) -> bool:
+        """Have all vCPUs stand, and wait for it. False: a handler of one did not return within `timeout` seconds."""
+        self._hold()
+        return self._control.wait_until_all_stand(timeout)
+
+    def resume(self) -> None:
+        """Let all vCPUs go on."""
+        with self._control.changing():
+            since, self._stopped_since = self._stopped_since, None
+            if since is None:
+                return
+            for vcpu in self._vcpus.values():
+                vcpu.steps = 0
+                self._post_end(vcpu)
+            self._control.resume(self, forgive=time.monotonic() - since)
+
+    def step(self, vcpu: Vcpu, count: int = 1) -> None:
+        """Have one vCPU, which stands, execute `count` instructions, the others stand; the stop is told like others."""
+        state = self._vcpus[vcpu]
+        if not self.standing:
+            raise UsageError("a step needs a guest that stands: interrupt() it first")
+        state.steps = count
+        self._post_end(state)
+        self._control.let_one_run(vcpu, self)
+
+    def _post_end(self, vcpu: VcpuDebugging) -> None:
+        event, vcpu.end = vcpu.end, None
+        if event is not None:
+            vcpu.runner.post(lambda: vcpu.runner.handle(event))
+
+    def _hold(self) -> None:
+        with self._control.changing():
+            if self._stopped_since is None:
+                self._stopped_since = time.monotonic()
+                self._control.ask_to_stand(self)
+            else:
+                self._control.let_none_run()
+
+    def _stop(self, stop: Stop) -> None:
+        listener = self._listener
+        self._vcpus[self.machine.vcpus[stop.vcpu]].steps = 0
+        if listener is None:
+            if stop.kind is StopKind.STEP:
+                self._control.finish(Outcome(End.STOPPED, f"stepped to {stop.address:#x}", vcpu=stop.vcpu))
+            else:
+                name = stop.point.name if stop.point is not None else ""
+                message = f"{name}, vCPU {stop.vcpu} at {stop.address:#x}"
+                self._control.finish(Outcome(End.BREAKPOINT, message, vcpu=stop.vcpu))
+            return
+        self._hold()
+        listener(stop)
+
+    def _run_ended(self, outcome: Outcome) -> None:
+        if self._listener is not None:
+            self._listener(Stop(StopKind.ENDED, outcome.vcpu or 0, outcome=outcome))

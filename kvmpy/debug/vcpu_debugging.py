@@ -1,0 +1,39 @@
+"""What a debugger keeps of one vCPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvmpy.machine.guest_debug import DebugRegister, GuestDebug
+
+if TYPE_CHECKING:
+    from kvmpy._exit import Exit
+    from kvmpy.debug.breakpoint import Point
+    from kvmpy.machine.vcpu_runner import VcpuRunner
+
+__all__ = ["VcpuDebugging"]
+
+
+class VcpuDebugging:
+    """Debug registers, steps, and the breakpoint that one vCPU is at."""
+
+    def __init__(self, runner: VcpuRunner) -> None:
+        self.runner = runner
+        self.vcpu = runner.vcpu
+        self.debug: GuestDebug = runner.debug
+        self.registers: dict[DebugRegister, Point] = {}
+        self.steps = 0
+        """Instructions that are still to be stepped."""
+        self.passed: int | None = None
+        """The linear address of the breakpoint that was reached last: the next entry has to pass it."""
+        self.over: int | None = None
+        """The one that the present single step passes."""
+        self.lifted: int | None = None
+        """Where, guest-physical, a software breakpoint is lifted for that."""
+        self.end: Exit | None = None
+        """The exit that will end the run when the guest is resumed."""
+
+    def apply(self) -> None:
+        """Tell KVM what is to stop the vCPU from its next entry on."""
+        self.debug.stepping = self.steps > 0 or self.over is not None
+        self.debug.apply(without=self.over)

@@ -1,0 +1,124 @@
+"""What one sees of a machine: counts, the last exits, symbols, breakpoints, steps, traces, crash reports, gdb.
+
+Mixed into `Machine`. The tools themselves are in `kvmpy.debug`, the layer above: a method imports its tool when it is
+called, so that a machine that nobody looks into pays nothing. This is the one module with such doors.
+"""
+
+from kvmpy.errors import UsageError
+from kvmpy.machine.recent_exits import recent_exits
+from kvmpy.machine.run_control import RunControl
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmpy._exit import Exit
+    from kvmpy.boot.image import Image
+    from kvmpy.debug.breakpoint import Breakpoint, Condition, Handler, Watchpoint
+    from kvmpy.debug.debugger import Debugger
+    from kvmpy.debug.symbols import SymbolTable
+    from kvmpy.kvm import Vm
+    from kvmpy.machine.bus import Bus
+    from kvmpy.machine.outcome import Outcome
+    from kvmpy.machine.recent_exits import DeviceAccess
+    from kvmpy.machine.statistics import Statistics
+    from kvmpy.machine.vcpu_runner import VcpuRunner
+
+__all__ = ["Inspection"]
+
+
+class Inspection:
+    """The methods of `Machine` through which one looks into the guest."""
+
+    vm: "Vm"
+    ports: "Bus"
+    mmio: "Bus"
+    image: "Image | None" = None
+    """What `load` was given last."""
+    _runners: "list[VcpuRunner]"
+    _control: RunControl
+    _debugger: "Debugger | None" = None
+    _symbols: "SymbolTable | None" = None
+
+    def _run_here(self, runners: "list[VcpuRunner]", timeout: float | None, check: bool) -> "Outcome":
+        raise NotImplementedError
+
+    @property
+    def runners(self) -> "tuple[VcpuRunner, ...]":
+        """What runs the vCPUs, in their order: for tools that need to be between two exits."""
+        return tuple(self._runners)
+
+    # What happened
+
+    def statistics(self) -> "Statistics":
+        """What the guest did so far."""
+        from kvmpy.machine.statistics import collect
+
+        return collect((runner.loop for runner in self._runners), (self.ports, self.mmio))
+
+    def recent_exits(self, vcpu: int = 0) -> "tuple[DeviceAccess | Exit, ...]":
+        """The last exits of a vCPU, by its place in `vcpus`, that were handled; the oldest first."""
+        return recent_exits(self._runners[vcpu].loop.recent)
+
+    # Symbols
+
+    @property
+    def symbols(self) -> "SymbolTable":
+        """Names of addresses: those of the image that was loaded, unless set to others. An empty table without."""
+        if self._symbols is None:
+            from kvmpy.debug.symbols import SymbolTable
+
+            self._symbols = SymbolTable.of_image(self.image) if self.image is not None else SymbolTable.from_dict({})
+        return self._symbols
+
+    @symbols.setter
+    def symbols(self, table: "SymbolTable") -> None:
+        self._symbols = table
+
+    # Stopping the guest
+
+    @property
+    def debugger(self) -> "Debugger":
+        """The machine's debugger, made when it is first asked for; see `kvmpy.debug.debugger`."""
+        if self._debugger is None:
+            from kvmpy.debug.debugger import Debugger
+
+            self._debugger = Debugger(self)  # type: ignore[arg-type]
+        return self._debugger
+
+    def breakpoint(
+        self, where: int | str, handler: "Handler | None" = None, *, condition: "Condition | None" = None,
+        hardware: bool | None = None, temporary: bool = False,
+    ) -> "Breakpoint":  # fmt: skip
+        """Call `handler(vcpu, breakpoint)` before the guest executes the instruction at an address or a symbol.
+
+        Without a handler the run ends with End.BREAKPOINT, and the next one goes on. See `Debugger.breakpoint`.
+        """
+        return self.debugger.breakpoint(
+            where, handler, condition=condition, hardware=hardware, temporary=temporary
+        )  # fmt: skip
+
+    def watchpoint(
+        self, where: int | str, length: int = 1, handler: "Handler | None" = None, *, access: str = "write",
+        condition: "Condition | None" = None, hardware: bool | None = None,
+    ) -> "Watchpoint":  # fmt: skip
+        """Call `handler(vcpu, watchpoint)` after the guest writes to (`access="access"`: or reads) memory.
+
+        Without a handler the run ends with End.BREAKPOINT. See `Debugger.watchpoint`.
+        """
+        return self.debugger.watchpoint(
+            where, length, handler, access=access, condition=condition, hardware=hardware
+        )  # fmt: skip
+
+    def step(self, count: int = 1, *, vcpu: int = 0, timeout: float | None = 10.0) -> "Outcome":
+        """Run one vCPU, by its place in `vcpus`, for `count` instructions, the others stand.
+
+        The outcome is End.STOPPED when they are done, or how the guest ended before; interrupts wait meanwhile where
+        KVM can hold them back (KVM_GUESTDBG_BLOCKIRQ). In ring 3 of some hosts steps do not come out: a timeout.
+        """
+        if not isinstance(count, int) or count < 1:
+            raise UsageError(f"a step is one instruction or more, not {count!r}")
+        runner = self._runners[vcpu]
+        self.debugger.plan_steps(runner.vcpu, count)
+        try:
+            return self._run_here([runner], timeout, False)
+        finally:
+            self.debugger.plan_steps(runner.vcpu, 0)
