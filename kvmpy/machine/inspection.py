@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from kvmpy._exit import Exit
     from kvmpy.boot.image import Image
     from kvmpy.debug.breakpoint import Breakpoint, Condition, Handler, Watchpoint
+    from kvmpy.debug.crash_report import CrashReport
     from kvmpy.debug.debugger import Debugger
     from kvmpy.debug.symbols import SymbolTable
     from kvmpy.kvm import Vm
@@ -35,6 +36,8 @@ class Inspection:
     """What `load` was given last."""
     _runners: "list[VcpuRunner]"
     _control: RunControl
+    crash_reports = False
+    """Whether a bad end is looked into at once, for `Outcome.report`; False saves some milliseconds then."""
     _debugger: "Debugger | None" = None
     _symbols: "SymbolTable | None" = None
 
@@ -57,6 +60,15 @@ class Inspection:
     def recent_exits(self, vcpu: int = 0) -> "tuple[DeviceAccess | Exit, ...]":
         """The last exits of a vCPU, by its place in `vcpus`, that were handled; the oldest first."""
         return recent_exits(self._runners[vcpu].loop.recent)
+
+    def crash_report(self, outcome: "Outcome | None" = None) -> "CrashReport":
+        """Everything about the guest as it stands now, and what most likely went wrong; see `CrashReport`.
+
+        After a bad end it is `outcome.report` already. No vCPU may run meanwhile.
+        """
+        from kvmpy.debug.crash_report import CrashReport
+
+        return CrashReport.capture(self, outcome)  # type: ignore[arg-type]
 
     # Symbols
 

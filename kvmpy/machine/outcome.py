@@ -5,8 +5,9 @@ from enum import StrEnum
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmpy._exit import Exit
+    from kvmpy.debug.crash_report import CrashReport
 
-__all__ = ["End", "Outcome"]
+__all__ = ["CRASHES", "End", "Outcome"]
 
 
 class End(StrEnum):
@@ -26,14 +27,19 @@ class End(StrEnum):
 
 _WELL = frozenset((End.HALTED, End.SHUTDOWN, End.RESET, End.STOPPED, End.BREAKPOINT))
 
+CRASHES = frozenset((End.TRIPLE_FAULT, End.FAILED, End.PANIC, End.TIMEOUT))
+"""The ends after which somebody will want to know where the guest was."""
+
 
 class Outcome:
     """How a run ended: `end` is an `End`, `message` says it in a sentence, `code` is the exit code after End.EXITED.
 
     `exit` is the KVM exit that ended the run, and `vcpu` the id of the processor it came from, where there was one.
+    `report` explains a bad end: `print(outcome.report)`.
     """
 
-    __slots__ = __match_args__ = ("end", "message", "code", "exit", "vcpu")
+    __match_args__ = ("end", "message", "code", "exit", "vcpu")
+    __slots__ = (*__match_args__, "report")
 
     def __init__(
         self,
@@ -49,6 +55,7 @@ class Outcome:
         self.code = code
         self.exit = exit
         self.vcpu = vcpu
+        self.report: CrashReport | None = None
 
     @property
     def ok(self) -> bool:
@@ -61,7 +68,7 @@ class Outcome:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Outcome):
             return NotImplemented
-        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+        return all(getattr(self, name) == getattr(other, name) for name in self.__match_args__)
 
     def __hash__(self) -> int:
         return hash((self.end, self.message, self.code, self.vcpu))

@@ -95,7 +95,7 @@ def test_a_thread_that_cannot_be_started_leaves_no_other_behind(monkeypatch: pyt
 
         before = threading.active_count()
         with monkeypatch.context() as patch:
-            patch.setattr("kvmpy.machine.machine.run_in_thread", refuse)
+            patch.setattr("kvmpy.machine.running.run_in_thread", refuse)
             for begin in (machine.start, machine.run):
                 with pytest.raises(RuntimeError):
                     begin(5)

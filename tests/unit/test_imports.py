@@ -49,6 +49,7 @@ ARROWS: dict[str, set[str]] = {
 TYPES_ONLY: dict[str, set[str]] = {
     "errors": {"machine", "x86"},  # errors carry an Outcome and Violations
     "exits": {"kvm"},  # an exit knows the vCPU that its answer goes to
+    "machine": {"debug"},  # an outcome carries a crash report
 }
 """What a layer may import beyond its arrows under `if TYPE_CHECKING:`."""
 
