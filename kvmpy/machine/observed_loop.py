@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from kvmpy._exit import Exit
+    from kvmpy.kvm.run_page import RunPage
 
     What = tuple[Any, ...] | Exit
 
@@ -51,13 +52,13 @@ def run_observed(loop: RunLoop, observer: "Observer") -> None:
     queue = loop.queue is not None
     first = 0 if loop.queue is None else loop.queue.head
     last = first + 1
-    loop.forget_old_handlers()
-    take_queued = loop.take_queued
-    loop.take_queued = _observed_queue(loop, observer)
+    queued = _QueuedWrites(loop, observer)
+    take_queued, loop.take_queued = loop.take_queued, loop.guard(queued.take)
     entered = left = clock()
     try:
+        loop.forget_old_handlers()
         if u32[2] in NOT_FROM_THE_GUEST:
-            loop.forget_items()
+            loop.items_done = 0
         elif _handle(loop, observer, entered, left):
             return
         while True:
@@ -67,7 +68,7 @@ def run_observed(loop: RunLoop, observer: "Observer") -> None:
             if answer < 0:
                 number = ctypes.get_errno()
                 if queue and u32[first] != u32[last]:
-                    loop.take_queued()
+                    entered, left = queued.take_after(entered, left)
                 leave = loop.attend(number)
                 if number == errno.EINTR:
                     note(id, entered, left, clock(), _INTERRUPTED, None)
@@ -79,8 +80,7 @@ def run_observed(loop: RunLoop, observer: "Observer") -> None:
                 loop.forget_old_handlers()
                 continue
             if queue and u32[first] != u32[last]:
-                loop.take_queued()
-                left = clock()
+                entered, left = queued.take_after(entered, left)
             reason = u32[2]
             try:
                 if reason == io:
@@ -110,8 +110,8 @@ def run_observed(loop: RunLoop, observer: "Observer") -> None:
             recent((place, value))
             note(id, entered, left, clock(), place, value)
     except BaseException as error:
-        if u32[2] not in NOT_FROM_THE_GUEST:
-            note(id, entered, left, clock(), _what(loop), error)
+        if u32[2] not in NOT_FROM_THE_GUEST and not queued.failed:
+            note(id, entered, left, clock(), _what(vcpu.page), error)
         raise
     finally:
         loop.take_queued = take_queued
@@ -121,58 +121,79 @@ def _handle(loop: RunLoop, observer: "Observer", entered: int, left: int) -> boo
     """Handle the exit that the run page holds the general way, and tell of it. True: leave the loop."""
     page = loop.vcpu.page
     reason = page.exit_reason
+    value: int | bytes | None
     if reason in (IO, MMIO):
-        what = _what(loop)
+        what = _what(page)
+        start, size, count = _data(page)
         leave = loop.handle()
-        value = _transferred(loop)
+        data = page.u8[start : start + size * count].tobytes()
+        value = int.from_bytes(data, "little") if count == 1 else data
     else:
         leave = loop.handle()
         what = loop.recent[-1][1]
-        value = _answered(loop, reason)
+        value = None
+        if reason == _HYPERCALL:
+            value = page.u64[11]
+        elif reason in (_RDMSR, _WRMSR) and not page.u8[32]:
+            value = page.u64[6]
     observer.note(loop.vcpu.id, entered, left, perf_counter_ns(), what, value)
     return leave
 
 
-def _what(loop: RunLoop) -> "What":
-    """What the exit in the run page is about."""
-    page = loop.vcpu.page
-    reason = page.exit_reason
-    if reason == IO:
-        # direction u8 @32 (1: out), size u8 @33, port u16 @34
+def _what(page: "RunPage") -> "What":
+    """What the exit in the run page is about; for the offsets see `kvmpy.kvm.exit_decoder`."""
+    if page.exit_reason == IO:
         return "port", "write" if page.u8[32] else "read", page.u16[17], page.u8[33]
-    if reason == MMIO:
-        # phys_addr u64 @32, len u32 @48, is_write u8 @52
+    if page.exit_reason == MMIO:
         return "mmio", "write" if page.u8[52] else "read", page.u64[4], page.u32[12]
     return decode(page)
 
 
-def _transferred(loop: RunLoop) -> "int | bytes":
-    """The data of the access in the run page: a number, or the bytes of a string."""
-    page = loop.vcpu.page
-    if page.u64[4] is None:
-        return 0
-    return b""
+def _data(page: "RunPage") -> tuple[int, int, int]:
+    """Where the data of an access is, the size of an item, and how many there are."""
+    if page.exit_reason == IO:
+        return page.u64[5], page.u8[33], page.u32[9]
+    return 40, page.u32[12], 1
 
 
-def _answered(loop: RunLoop, reason: int) -> int | None:
-    """What the guest gets for the exit in the run page; None where that is a #GP, or nothing."""
-    page = loop.vcpu.page
-    if reason in (_RDMSR, _WRMSR):
-        return None if page.u8[32] else page.u64[6]
-    return page.u64[11] if reason == _HYPERCALL else None
+class _QueuedWrites:
+    """Takes what KVM has queued, in place of the loop's own `take_queued`, and tells of each write."""
 
+    def __init__(self, loop: RunLoop, observer: "Observer") -> None:
+        self._loop = loop
+        self._note = observer.note
+        self._entered = self._left = 0
+        self.failed = False
+        """Whether a handler of the writes that were taken last raised."""
 
-def _observed_queue(loop: RunLoop, observer: "Observer") -> "Any":
-    """In place of `RunLoop.take_queued`: the same, and tell of each write."""
+    def take_after(self, entered: int, left: int) -> tuple[int, int]:
+        """Handle what was written in the guest from `entered` to `left`; answers when that was done, twice.
 
-    def write(port: bool, address: int, size: int, value: int) -> None:
-        began = perf_counter_ns()
-        loop.queued_write(port, address, size, value)
+        The time in the guest is counted to the first write, and none is left for the exit that follows.
+        """
+        self._entered, self._left = entered, left
+        self._loop.take_queued()
+        entered, left = self._entered, self._left  # the same as before when another vCPU took the writes meanwhile
+        self._left = 0
+        return entered, left
+
+    def take(self) -> None:
+        """Handle what is queued."""
+        if self._loop.queue is not None:
+            self._loop.queue.take(self._write)
+
+    def _write(self, port: bool, address: int, size: int, value: int) -> None:
         what = ("port" if port else "mmio", "write", address, size, True)
-        observer.note(loop.vcpu.id, began, began, perf_counter_ns(), what, value)
-
-    def take() -> None:
-        if loop.queue is not None:
-            loop.queue.take(write)
-
-    return loop.guard(take)
+        left = self._left or perf_counter_ns()
+        entered = self._entered if self._left else left
+        self.failed = True
+        try:
+            self._loop.queued_write(port, address, size, value)
+        except BaseException as error:
+            self._note(self._loop.vcpu.id, entered, left, perf_counter_ns(), what, error)
+            raise
+        self.failed = False
+        handled = perf_counter_ns()
+        if self._left:
+            self._entered = self._left = handled
+        self._note(self._loop.vcpu.id, entered, left, handled, what, value)

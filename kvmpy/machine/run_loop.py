@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     # write, its place (kind, direction, address, size), and how often it happened.
     Access = list[Any]
 
-__all__ = ["RunLoop"]
+__all__ = ["IO", "MMIO", "RunLoop", "handler_name"]
 
 IO, MMIO = 2, 6
 _OUT = 1
@@ -53,19 +53,19 @@ class RunLoop:
         self.vcpu = vcpu
         self.ports = ports
         self.mmio = mmio
-        self._attend = attend
-        self._other = other
-        self._guard = guard
+        self.attend = attend
+        self.other = other
+        self.guard = guard
         # By u64[4] of the run page: direction, size, port and count in one number.
-        self._port_accesses: dict[int, Access] = {}
+        self.port_accesses: dict[int, Access] = {}
         # By u64[6] and u64[4]: size and direction (with three bytes of padding that KVM leaves as they are); address.
-        self._memory_accesses: dict[int, dict[int, Access]] = {}
+        self.memory_accesses: dict[int, dict[int, Access]] = {}
         self._resolved = 0
         self._seen = (0, 0)
         self.queue: CoalescedRing | None = None
         """Writes that KVM queued instead of exiting; they come before whatever ended KVM_RUN."""
-        self._take_queued = guard(self._handle_queued)
-        self._items_done = 0
+        self.take_queued = guard(self._handle_queued)
+        self.items_done = 0
         """Items of the string in the run page that were handled before the handler of the next one raised."""
         self.other_exits: dict[int, int] = {}
         """KVM_EXIT_* -> count, for what does not go through the tables."""
@@ -83,30 +83,30 @@ class RunLoop:
         vcpu = self.vcpu
         enter, entry = vcpu.enter, vcpu.entry
         u32, u64 = vcpu.page.u32, vcpu.page.u64
-        ports, memory = self._port_accesses, self._memory_accesses
+        ports, memory = self.port_accesses, self.memory_accesses
         io, mmio, no_exit = IO, MMIO, NO_EXIT
         note = self.recent.append
         queue = self.queue is not None
         first = 0 if self.queue is None else self.queue.head
         last = first + 1
-        self._forget_old_handlers()
+        self.forget_old_handlers()
         if u32[2] in NOT_FROM_THE_GUEST:
-            self._items_done = 0
-        elif self._handle():  # an exit whose handler raised, in an earlier run
+            self.items_done = 0
+        elif self.handle():  # an exit whose handler raised, in an earlier run
             return
         while True:
             if enter(*entry) < 0:
                 number = ctypes.get_errno()
                 if queue and u32[first] != u32[last]:
-                    self._take_queued()
-                leave = self._attend(number)
+                    self.take_queued()
+                leave = self.attend(number)
                 u32[2] = no_exit  # not before: a memory fault comes with an errno and is an exit nevertheless
                 if leave:
                     return
-                self._forget_old_handlers()
+                self.forget_old_handlers()
                 continue
             if queue and u32[first] != u32[last]:  # they were written before what ended KVM_RUN
-                self._take_queued()
+                self.take_queued()
             reason = u32[2]
             try:
                 if reason == io:
@@ -118,7 +118,7 @@ class RunLoop:
             except KeyError:
                 access = None
             if access is None:
-                if self._handle():
+                if self.handle():
                     return
                 continue
             call, offset, size, data, index, write, place, count = access
@@ -130,15 +130,15 @@ class RunLoop:
                 try:
                     data[index] = value
                 except (TypeError, ValueError):
-                    raise HandlerResultError(_name(call), value, size) from None
+                    raise HandlerResultError(handler_name(call), value, size) from None
             u32[2] = no_exit  # handled: see NO_EXIT
             access[7] = count + 1
             note((place, value))
 
     def detach(self) -> None:
         """Never to run again: let go of `attend` and `other`, whose owner usually refers to this loop in a circle."""
-        self._attend = lambda number: True
-        self._other = lambda event: True
+        self.attend = lambda number: True
+        self.other = lambda event: True
 
     def dispatch(self) -> None:
         """Handle the access that the run page holds, the general way; other exits are nobody's here."""
@@ -151,11 +151,11 @@ class RunLoop:
 
     # The general way
 
-    def _handle(self) -> bool:
+    def handle(self) -> bool:
         """Handle the exit that the run page holds, whatever it is. True: leave the loop."""
         page = self.vcpu.page
         if self.queue is not None:  # what came before an exit whose handler raised, in an earlier run
-            self._take_queued()
+            self.take_queued()
         reason = page.exit_reason
         leave = False
         if reason == IO:
@@ -167,16 +167,17 @@ class RunLoop:
             page.runs[0] += 1  # replies to exits before this one come too late
             event = decode(page)
             self.recent.append((None, event))
-            leave = self._other(event)
+            leave = self.other(event)
         page.u32[EXIT_REASON // 4] = NO_EXIT
         return leave
 
     def _handle_queued(self) -> None:
         """Give the queued writes to their devices."""
         if self.queue is not None:
-            self.queue.take(self._queued_write)
+            self.queue.take(self.queued_write)
 
-    def _queued_write(self, port: bool, address: int, size: int, value: int) -> None:
+    def queued_write(self, port: bool, address: int, size: int, value: int) -> None:
+        """Give one queued write to its device."""
         (self.ports if port else self.mmio).write(address, size, value)
         place = ("port" if port else "mmio", "write", address, size)
         self.settled_counts[place] = self.settled_counts.get(place, 0) + 1
@@ -187,18 +188,18 @@ class RunLoop:
         page = self.vcpu.page
         key, start = page.u64[4], page.u64[5]
         out, size, port, count = key & 0xFF, key >> 8 & 0xFF, key >> 16 & 0xFFFF, key >> 32
-        for at in range(start + size * self._items_done, start + size * count, size):
+        for at in range(start + size * self.items_done, start + size * count, size):
             if out == _OUT:
                 value = int.from_bytes(page.u8[at : at + size], "little")
-                self._guard(self.ports.write)(port, size, value)
+                self.guard(self.ports.write)(port, size, value)
             else:
-                value = self._guard(self.ports.read)(port, size)
+                value = self.guard(self.ports.read)(port, size)
                 page.u8[at : at + size] = value.to_bytes(size, "little")
-            self._items_done += 1
+            self.items_done += 1
             self.recent.append((("port", "write" if out == _OUT else "read", port, size), value))
-        self._items_done = 0
+        self.items_done = 0
         if count == 1:
-            self._resolve(self._port_accesses, key, self.ports, port, size, start, out == _OUT)
+            self._resolve(self.port_accesses, key, self.ports, port, size, start, out == _OUT)
 
     def _memory(self) -> None:
         """The same for a memory access."""
@@ -206,15 +207,15 @@ class RunLoop:
         address, size, write, kind = page.u64[4], page.u32[12], page.u8[52], page.u64[6]
         if write:
             value = int.from_bytes(page.u8[40 : 40 + size], "little")
-            self._guard(self.mmio.write)(address, size, value)
+            self.guard(self.mmio.write)(address, size, value)
         else:
-            value = self._guard(self.mmio.read)(address, size)
+            value = self.guard(self.mmio.read)(address, size)
             page.u8[40 : 40 + size] = value.to_bytes(size, "little")
         self.recent.append((("mmio", "write" if write else "read", address, size), value))
         if size in (1, 2, 4, 8):
             if self._resolved >= _MAX_ACCESSES:
                 self._forget()
-            table = self._memory_accesses.setdefault(kind, {})
+            table = self.memory_accesses.setdefault(kind, {})
             self._resolve(table, address, self.mmio, address, size, 40, bool(write))
 
     def _resolve(
@@ -229,11 +230,11 @@ class RunLoop:
             view = {1: page.u8, 2: page.u16, 4: page.u32, 8: page.u64}[size]
             offset = address - region.start + region.base
             place = (bus.kind, "write" if write else "read", address, size)
-            table[key] = [self._guard(handler), offset, size, view, start // size, write, place, 0]
+            table[key] = [self.guard(handler), offset, size, view, start // size, write, place, 0]
             self._resolved += 1
         table[key][7] += 1
 
-    def _forget_old_handlers(self) -> None:
+    def forget_old_handlers(self) -> None:
         """Drop resolved handlers when devices have come or gone."""
         seen = (self.ports.changes, self.mmio.changes)
         if seen != self._seen:
@@ -243,8 +244,8 @@ class RunLoop:
     def _forget(self) -> None:
         # The first that were seen stay listed: a guest that scans a large device must not fill the host's memory.
         self.settled_counts = dict(islice(self.counts().items(), _MAX_ACCESSES))
-        self._port_accesses.clear()
-        self._memory_accesses.clear()
+        self.port_accesses.clear()
+        self.memory_accesses.clear()
         self._resolved = 0
 
     # Statistics
@@ -252,12 +253,13 @@ class RunLoop:
     def counts(self) -> "dict[Place, int]":
         """How often each resolved access happened: (kind, direction, address, size) -> count."""
         counts = dict(self.settled_counts)
-        for table in (self._port_accesses, *list(self._memory_accesses.values())):
+        for table in (self.port_accesses, *list(self.memory_accesses.values())):
             for access in list(table.values()):
                 place, count = access[6:]
                 counts[place] = counts.get(place, 0) + count
         return counts
 
 
-def _name(handler: "Handler") -> str:
+def handler_name(handler: "Handler") -> str:
+    """What errors call a handler."""
     return getattr(handler, "__qualname__", repr(handler))
