@@ -11,6 +11,7 @@ from kvmpy.machine.run_control import RunControl
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmpy.devices.host_input import HostInput
+    from kvmpy.machine.interrupts import LevelObserver
 
 __all__ = ["MachineBoard"]
 
@@ -26,6 +27,7 @@ class MachineBoard:
         self._control = control
         self._host_events = host_events
         self._pins: dict[int, InterruptPin] = {}
+        self._level_observer: LevelObserver | None = None
         self._queued: set[int] = set()
 
     def interrupt_line(self, number: int) -> InterruptLine:
@@ -34,7 +36,14 @@ class MachineBoard:
             raise UsageError(f"an interrupt input is a number from 0 on, not {number!r}")
         if not self._vm.irqchip:
             return NULL_LINE
-        return KvmInterruptLine(self._pins.setdefault(number, InterruptPin(self._vm, number)))
+        pin = self._pins.setdefault(number, InterruptPin(self._vm, number, self._level_observer))
+        return KvmInterruptLine(pin)
+
+    def observe_levels(self, observer: "LevelObserver | None") -> None:
+        """Have `observer(gsi, level)` called whenever a device changes the level of an input; None: nobody."""
+        self._level_observer = observer
+        for pin in list(self._pins.values()):
+            pin.observer = observer
 
     def reset(self, source: str) -> None:
         """End the run as a reset."""

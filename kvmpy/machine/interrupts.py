@@ -6,6 +6,12 @@ from kvmpy.devices.device import Region
 from kvmpy.errors import OverlapError
 from kvmpy.kvm import Vm
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    LevelObserver = Callable[[int, int], None]
+
 __all__ = ["InterruptPin", "KvmInterruptLine", "check_not_in_kernel"]
 
 _IN_KERNEL = tuple(
@@ -33,11 +39,13 @@ def check_not_in_kernel(region: Region) -> None:
 class InterruptPin:
     """One input of the in-kernel PIC and IOAPIC (KVM_IRQ_LINE, KVM API 4.25): high while any line to it is high."""
 
-    __slots__ = ("_vm", "gsi", "lock", "raised")
+    __slots__ = ("_vm", "gsi", "lock", "observer", "raised")
 
-    def __init__(self, vm: Vm, gsi: int) -> None:
+    def __init__(self, vm: Vm, gsi: int, observer: "LevelObserver | None" = None) -> None:
         self._vm = vm
         self.gsi = gsi
+        self.observer = observer
+        """Told of every new level, with the GSI before it."""
         self.lock = threading.Lock()
         self.raised = 0
         """How many lines hold it high."""
@@ -54,6 +62,8 @@ class InterruptPin:
             except BaseException:
                 self.raised = before
                 raise
+            if (observer := self.observer) is not None:
+                observer(self.gsi, int(self.raised > 0))
 
 
 class KvmInterruptLine:

@@ -84,7 +84,8 @@ class Machine(Running):
             if self._owns_kvm:
                 self.kvm.close()
             raise
-        self._board = MachineBoard(self.vm, self._control, self._host_events)
+        self.board = MachineBoard(self.vm, self._control, self._host_events)
+        """What devices are plugged into."""
         try:
             if vcpus > self.kvm.max_vcpus:
                 raise UsageError(f"this host's KVM gives a VM at most {self.kvm.max_vcpus} vCPUs, not {vcpus}")
@@ -174,7 +175,7 @@ class Machine(Running):
             for region in device.regions():
                 self._claim(region)
                 added.append(region)
-            device.attach(self._board)
+            device.attach(self.board)
         except BaseException:
             for region in added:
                 self._bus(region).remove(region)
@@ -218,7 +219,7 @@ class Machine(Running):
 
         Several lines to one input are a wired OR. Without an irqchip the line leads nowhere.
         """
-        return self._board.interrupt_line(number)
+        return self.board.interrupt_line(number)
 
     @property
     def host_errors(self) -> "list[tuple[HostInput, Exception]]":

@@ -49,7 +49,7 @@ def test_a_processor_in_a_long_handler_is_not_halted_although_it_once_waited_to_
     first = f"mov ecx, 400000; 1: dec ecx; jnz 1b; {INIT_ALL}; {SIPI_ALL}; cli; 2: hlt; jmp 2b"
     with two_processors(first, "out 0x10, al; out 0x11, al; 1: jmp 1b") as machine:
         machine.map_ports(0x10, 1, write=lambda offset, size, value: time.sleep(0.6))
-        machine.map_ports(0x11, 1, write=lambda offset, size, value: machine._board.exit(0, "test"))
+        machine.map_ports(0x11, 1, write=lambda offset, size, value: machine.board.exit(0, "test"))
         assert machine.run(timeout=20).end is End.EXITED
 
 
@@ -76,7 +76,7 @@ def test_processors_that_wake_each_other_by_nmi_all_the_time_are_not_halted() ->
     with two_processors(first, "cli; 1: hlt; jmp 1b") as machine:
         machine.memory.write(0x9000, assemble(handler, bits=16, address=0x9000))
         machine.memory.write(2 * 4, (0x9000).to_bytes(4, "little"))
-        machine.map_ports(0x11, 1, write=lambda offset, size, value: machine._board.exit(0, "test"))
+        machine.map_ports(0x11, 1, write=lambda offset, size, value: machine.board.exit(0, "test"))
         assert machine.run(timeout=20).end is End.EXITED
 
 
@@ -84,7 +84,7 @@ def test_an_nmi_that_waits_to_be_delivered_keeps_a_halted_machine_running() -> N
     with machine_with("cli; hlt; out 0x10, al; 1: jmp 1b") as machine:
         machine.memory.write(0x9000, assemble("iret", address=0x9000))
         machine.memory.write(2 * 4, (0x9000).to_bytes(4, "little"))
-        machine.map_ports(0x10, 1, write=lambda offset, size, value: machine._board.exit(0, "test"))
+        machine.map_ports(0x10, 1, write=lambda offset, size, value: machine.board.exit(0, "test"))
         assert machine.run(timeout=5).end is End.HALTED
         machine.vcpus[0].nmi()
         assert machine.run(timeout=5).end is End.EXITED
