@@ -1,4 +1,4 @@
-"""Where a guest is to stop: the breakpoints and watchpoints of a machine, in debug registers, in memory, and by page."""
+"""Where a guest is to stop: breakpoints and watchpoints of a machine, in debug registers, in memory, and by page."""
 
 from __future__ import annotations
 
