@@ -1,0 +1,33 @@
+"""The gdb server of a machine: `target remote :PORT` in gdb. See docs/gdb.md."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvmpy.debug.gdb.architecture import architecture_named
+from kvmpy.debug.gdb.listening import LOOPBACK, Address
+from kvmpy.debug.gdb.machine_target import MachineTarget
+from kvmpy.debug.gdb.socket_server import SocketServer
+
+if TYPE_CHECKING:
+    from kvmpy.machine import Machine
+
+__all__ = ["GdbServer"]
+
+
+class GdbServer(SocketServer):
+    """Lets a gdb debug `machine`, until `close`. A context manager, with a thread of its own.
+
+    `address` is (host, port), where port 0 means any that is free, or the path of a UNIX socket; `.address` says what
+    it became. Whoever can connect can read and change the guest and end its run: give an address other than loopback
+    only where that is meant. `architecture` ("i386:x86-64", "i386", "i8086") is what gdb is told instead of what fits
+    the mode of the guest.
+
+    When gdb attaches all vCPUs stand; a run that begins later begins by standing. When it leaves, in whatever way, its
+    breakpoints go and the guest runs on. Raises UsageError when the address cannot be had.
+    """
+
+    def __init__(self, machine: Machine, address: Address = (LOOPBACK, 0), *, architecture: str | None = None) -> None:
+        self.machine = machine
+        fixed = architecture_named(architecture) if architecture is not None else None
+        super().__init__(MachineTarget(machine), address, architecture=fixed)
