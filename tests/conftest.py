@@ -1,8 +1,8 @@
 """What holds for every test: what needs KVM, how long it may take, how many examples it tries.
 
-* Tests under tests/guest/ carry the marker `kvm`, those under tests/linux/ also `linux` and `slow`. A test marked `kvm`
-  runs only where a VM can really be created; elsewhere it is skipped with the reason, or fails under
-  KVMPY_REQUIRE_KVM=1.
+* Tests under tests/guest/ carry the marker `kvm`, those under tests/linux/ also `linux` and `slow`. What `kvm` means is
+  kvmpy's own pytest plugin: the test runs only where a VM can really be created; elsewhere it is skipped with the
+  reason, or fails under KVMPY_REQUIRE_KVM=1 or --require-kvm.
 * Slow tests come last, each announced by name.
 * No phase of a test (set-up, call, tear-down) outlives its deadline. See `_Deadline`.
 * Hypothesis profiles: see fuzz_settings.py.
@@ -20,8 +20,8 @@ from types import FrameType
 import pytest
 from hypothesis import HealthCheck, settings
 
-import kvm_presence
 from fuzz_settings import FUZZ_EXAMPLES, PROFILE, PROPERTY_EXAMPLES
+from kvmpy.pytest_plugin.requirement import is_required, kvm_problem
 
 TESTS = Path(__file__).parent
 
@@ -93,7 +93,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def pytest_report_header() -> list[str]:
     return [
-        f"kvm: {kvm_presence.problem() or 'a VM can be created'}",
+        f"kvm: {kvm_problem() or 'a VM can be created'}",
         f"hypothesis: profile {PROFILE}, {PROPERTY_EXAMPLES[PROFILE]} examples a test, {FUZZ_EXAMPLES} in tests/fuzz",
     ]
 
@@ -139,12 +139,8 @@ def _run_phase(item: pytest.Item, phase: str) -> Generator[None, object, object]
         return (yield)
 
 
-@pytest.hookimpl(wrapper=True, trylast=True)  # innermost: other plugins must have begun when this one skips
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
-    if item.get_closest_marker("kvm") and (problem := kvm_presence.problem()):
-        if kvm_presence.required():
-            pytest.fail(f"KVMPY_REQUIRE_KVM=1, but {problem}", pytrace=False)
-        pytest.skip(problem)
     if item.get_closest_marker("slow"):
         _announce(item)
     return (yield from _run_phase(item, "set-up"))
@@ -164,11 +160,11 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Where everything must run, a tool that is not installed is a failure too, and not a skip that nobody reads."""
     report = yield
-    if report.skipped and kvm_presence.required() and isinstance(report.longrepr, tuple):
+    if report.skipped and is_required(item.config) and isinstance(report.longrepr, tuple):
         reason = report.longrepr[2]
         if "Debian package" in reason:
             report.outcome = "failed"
-            report.longrepr = f"KVMPY_REQUIRE_KVM=1, but this test was to be skipped: {reason}"
+            report.longrepr = f"KVM and tools are required here, but this test was to be skipped: {reason}"
     return report
 
 

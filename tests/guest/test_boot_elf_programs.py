@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-import kvm_presence
 from gnu_toolchain import compile_c
 from kvmpy import End, Machine, MiB, Outcome
 from kvmpy.boot import ElfImage, FlatImage
 from kvmpy.devices import DebugConsole, DebugExit, Uart16550
+from kvmpy.pytest_plugin.requirement import skip_or_fail
 
 PORTS = """
 static inline void outb(unsigned short port, unsigned char value)
@@ -71,9 +71,7 @@ def link(directory: Path, source: str, *options: str, script: str = "", bits: in
     """`source` compiled with `options` of gcc and linked by `script`."""
     gcc = shutil.which("gcc")
     if gcc is None or platform.machine() != "x86_64":
-        if kvm_presence.required():
-            pytest.fail("KVMPY_REQUIRE_KVM=1, but this needs `gcc` for x86 (Debian package gcc)")
-        pytest.skip("needs `gcc` for x86 (Debian package gcc)")
+        skip_or_fail("needs `gcc` for x86 (Debian package gcc)")
     (directory / "program.c").write_text(source)
     command = [
         gcc, f"-m{bits}", "-O1", "-Wall", "-Werror", "-ffreestanding", "-nostdlib", "-fno-stack-protector",

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-import kvm_presence
 from kvmpy import End, Machine, MiB
 from kvmpy.boot import FirmwareImage
 from kvmpy.devices import I8042, Cmos, DebugConsole, FwCfg, PciHostBridge, PostPort
+from kvmpy.pytest_plugin.requirement import skip_or_fail
 
 SEABIOS = Path("/usr/share/seabios")
 
@@ -15,10 +15,7 @@ SEABIOS = Path("/usr/share/seabios")
 def seabios(name: str) -> Path:
     image = SEABIOS / name
     if not image.exists():
-        message = f"no {image}: apt-get install seabios"
-        if kvm_presence.required():
-            pytest.fail(message)
-        pytest.skip(message)
+        skip_or_fail(f"needs {image} (Debian package seabios)")
     return image
 
 

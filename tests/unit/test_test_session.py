@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import kvm_presence
+from kvmpy.pytest_plugin import requirement
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,7 +108,7 @@ def run_session(folder: Path, files: dict[str, str], *options: str, **environmen
     """Run pytest with this project's settings on `files`; give its exit status and all that it wrote."""
     (folder / "tests").mkdir()
     shutil.copy(ROOT / "pyproject.toml", folder)
-    for name in ("conftest.py", "kvm_presence.py", "fuzz_settings.py"):
+    for name in ("conftest.py", "fuzz_settings.py"):
         shutil.copy(ROOT / "tests" / name, folder / "tests")
     for name, text in files.items():
         path = folder / "tests" / name
@@ -192,7 +192,10 @@ def test_code_that_never_returns_ends_the_process_with_its_stacks(tmp_path: Path
 
 def test_a_guest_test_without_kvm_skips_with_the_reason_or_fails_where_kvm_is_required(tmp_path: Path) -> None:
     # The conftest of the folder stands for a computer without the device.
-    no_device = "import kvm_presence\nkvm_presence.problem = lambda: '/dev/kvm cannot be opened: No such device'\n"
+    no_device = """
+from kvmpy.pytest_plugin import requirement
+requirement.kvm_problem = lambda: "/dev/kvm cannot be opened: No such device"
+"""
     files = {"guest/test_guest.py": GUEST, "guest/conftest.py": no_device}
     for folder, required, status, outcome in (("a", "", 0, "SKIPPED [1]"), ("b", "1", 1, "ERROR tests/guest")):
         (tmp_path / folder).mkdir()
@@ -231,13 +234,14 @@ def test_the_marker_selects_guest_tests(tmp_path: Path) -> None:
 
 
 def test_a_missing_device_is_named() -> None:
-    assert kvm_presence.problem("/dev/no-such-device") == (
-        "/dev/no-such-device cannot be opened: No such file or directory"
-    )
+    problem = requirement.kvm_problem("/dev/no-such-device")
+    assert problem is not None
+    assert problem.startswith("/dev/no-such-device cannot be opened: No such file or directory: ")
+    assert "docker run --device /dev/no-such-device" in problem
 
 
 def test_another_device_in_its_place_is_recognized() -> None:
-    assert kvm_presence.problem("/dev/null") == (
+    assert requirement.kvm_problem("/dev/null") == (
         "/dev/null is no KVM device: KVM_GET_API_VERSION says Inappropriate ioctl for device"
     )
 
@@ -245,5 +249,5 @@ def test_another_device_in_its_place_is_recognized() -> None:
 @pytest.mark.kvm
 def test_looking_for_kvm_leaves_no_descriptor_open() -> None:
     before = os.listdir("/proc/self/fd")
-    assert kvm_presence.problem.__wrapped__() is None
+    assert requirement.kvm_problem.__wrapped__() is None
     assert os.listdir("/proc/self/fd") == before
