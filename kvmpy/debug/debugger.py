@@ -188,19 +188,19 @@ class Debugger(Points):
         self._hold()
         return self._control.wait_until_all_stand(timeout)
 
-    def resume(self) -> None:
-        """Let all vCPUs go on."""
+    def resume(self, *, stepping: Vcpu | None = None) -> None:
+        """Let all vCPUs go on; the one that is `stepping` stops them again after one instruction."""
         with self._control.changing():
             since, self._stopped_since = self._stopped_since, None
             if since is None:
                 return
             for vcpu in self._vcpus.values():
-                vcpu.steps = 0
+                vcpu.steps = int(vcpu.vcpu is stepping)
                 self._post_end(vcpu)
             self._control.resume(self, forgive=time.monotonic() - since)
 
     def step(self, vcpu: Vcpu, count: int = 1) -> None:
-        """Have one vCPU, which stands, execute `count` instructions, the others stand; the stop is told like others."""
+        """Have one vCPU, which stands, execute `count` instructions (0: go on), the others stand; the stop is told."""
         state = self._vcpus[vcpu]
         if not self.standing:
             raise UsageError("a step needs a guest that stands: interrupt() it first")
