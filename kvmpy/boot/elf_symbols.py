@@ -56,8 +56,8 @@ def read_symbols(header: ElfHeader, source: ImageSource) -> dict[str, tuple[int,
     for name, value, kind, binding, place in zip(
         table.names, table.values, table.types, table.bindings, table.places, strict=True
     ):
-        if not name or kind == STT_GNU_IFUNC:
-            continue  # the value of an IFUNC is not the function, but what chooses it
+        if kind == STT_GNU_IFUNC:
+            continue  # its value is not the function, but what chooses it
         if name in symbols and (binding == STB_LOCAL or name not in local):
             continue
         symbols[name] = value, place == SHN_ABS
@@ -66,7 +66,7 @@ def read_symbols(header: ElfHeader, source: ImageSource) -> dict[str, tuple[int,
 
 
 def read_symbol_table(sections: ElfSections, bits: int, source: ImageSource) -> ElfSymbols:
-    """The defined symbols of .symtab, or of .dynsym when there is no other. A name may be empty.
+    """The defined, named symbols of .symtab, or of .dynsym when there is no other.
 
     Without those that name files, sections and thread-local storage. None for a stripped file. Raises ImageError when
     the tables are not sound, or have more than a million entries.
@@ -83,8 +83,13 @@ def read_symbol_table(sections: ElfSections, bits: int, source: ImageSource) -> 
         raise ImageError(f"the symbol table has more than {SYMBOL_LIMIT} entries", source.name, table.offset)
     raw = sections.contents(table, "the symbol table", SYMBOL_LIMIT * entry_size)
     columns = _columns(raw[: len(raw) - len(raw) % entry_size], bits)
-    names = sections.contents(sections.linked(table, "the symbols' names"), "the symbols' names", _NAMES_LIMIT)
-    return ElfSymbols(_names(names, columns[0], source), *columns[1:])
+    strings = sections.contents(sections.linked(table, "the symbols' names"), "the symbols' names", _NAMES_LIMIT)
+    names = _names(strings, columns[0], source)
+    if "" in names:  # an offset that is not 0 may lead to a NUL, too
+        named = [bool(name) for name in names]
+        columns = tuple(list(compress(column, named)) for column in columns)
+        names = list(filter(None, names))
+    return ElfSymbols(names, *columns[1:])
 
 
 def _columns(raw: bytes, bits: int) -> tuple[list[int], ...]:
