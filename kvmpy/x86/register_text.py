@@ -11,7 +11,14 @@ from typing import Protocol
 from kvmpy.x86.flags import Cr0, Cr4, Efer, Rflags
 from kvmpy.x86.registers import GENERAL_REGISTERS, SEGMENT_REGISTERS, DescriptorTable, Segment
 
-__all__ = ["general_registers_text", "mode_text", "rflags_text", "segment_type_text", "system_registers_text"]
+__all__ = [
+    "code_bits",
+    "general_registers_text",
+    "mode_text",
+    "rflags_text",
+    "segment_type_text",
+    "system_registers_text",
+]
 
 
 class _General(Protocol):
@@ -96,6 +103,16 @@ def mode_text(sregs: _System) -> str:
         paging = ("PAE paging" if sregs.cr4 & Cr4.PAE else "paging") if sregs.cr0 & Cr0.PG else "no paging"
         mode = f"protected mode, {32 if sregs.cs.db else 16} bits, {paging}"
     return f"{mode}, ring {sregs.ss.dpl}"
+
+
+def code_bits(sregs: _System) -> int:
+    """How wide the code is that runs: 64 in 64-bit mode, else 32 or 16, as CS.D says (SDM vol. 3, 3.4.5).
+
+    CS.D counts in every other mode: a guest that has just cleared CR0.PE runs 32-bit code until it loads CS.
+    """
+    if sregs.efer & Efer.LMA and sregs.cs.l:
+        return 64
+    return 32 if sregs.cs.db else 16
 
 
 def segment_type_text(segment: Segment) -> str:
