@@ -9,11 +9,9 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-import pytest
-
-import kvm_presence
 from kvmpy.debug.gdb.listening import Address
 from kvmpy.debug.gdb.packet import Mark, PacketReader, encode
+from kvmpy.pytest_plugin.requirement import skip_or_fail
 
 __all__ = ["RemoteClient", "remote_name", "run_gdb"]
 
@@ -29,10 +27,7 @@ def run_gdb(address: Address | None, *commands: str, program: Path | None = None
     """What a real gdb prints for some commands, after it has connected to `address`."""
     path = shutil.which("gdb")
     if path is None:
-        reason = "needs `gdb` (Debian package gdb)"
-        if kvm_presence.required():
-            pytest.fail(f"KVMPY_REQUIRE_KVM=1, but this {reason}", pytrace=False)
-        pytest.skip(reason)
+        skip_or_fail("needs `gdb` (Debian package gdb)")
     script = ["set confirm off", "set pagination off", "set width 0", "set style enabled off", "set remotetimeout 10"]
     if address is not None:
         script.append(f"target remote {remote_name(address)}")

@@ -263,7 +263,7 @@ class MachineTarget:
     # Going on
 
     def resume(self, running: Sequence[int], stepping: int | None) -> None:
-        """While one vCPU steps the others stand; to let only some of several continue is refused."""
+        """All vCPUs go on, or one while the others stand; some of several are refused."""
         going = {*running, *((stepping,) if stepping is not None else ())}
         kept = self._stop_to_tell(going)
         with self._lock:
@@ -274,16 +274,16 @@ class MachineTarget:
         if kept is not None:
             report(self._told(kept))
             return
-        if stepping is None and len(going) < len(self.machine.vcpus):
+        vcpu = None if stepping is None else self._vcpu(stepping)
+        self._foremost = stepping or min(going)
+        if len(going) == len(self.machine.vcpus):
+            self._debugger.resume(stepping=vcpu)
+        elif len(going) == 1:
+            self._debugger.step(self._vcpu(min(going)), 0 if vcpu is None else 1)
+        else:
             with self._lock:
                 self._awaited = False
-            raise TargetError("some vCPUs cannot continue while others stand: set scheduler-locking off")
-        if stepping is None:
-            self._foremost = min(going)
-            self._debugger.resume()
-        else:
-            self._foremost = stepping
-            self._debugger.step(self._vcpu(stepping))
+            raise TargetError("all vCPUs go on, or one of them")
 
     def _stop_to_tell(self, going: set[int]) -> Stop | None:
         """A stop that gdb does not know of yet, of a thread that is to go on, if it still holds."""

@@ -7,16 +7,24 @@ too, with what the target reported. In between the guest runs on its own, so not
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from kvmpy.debug.gdb.architecture import Architecture
 from kvmpy.debug.gdb.link import Link
 from kvmpy.debug.gdb.packet import PACKET_SIZE, Mark
 from kvmpy.debug.gdb.queries import Queries
 from kvmpy.debug.gdb.resumption import Resumption, from_vcont
+from kvmpy.debug.gdb.state_packets import StatePackets
 from kvmpy.debug.gdb.target import GdbTarget, Point, Reason, Report, RunEnded, Signal, TargetError, ThreadStopped
-from kvmpy.debug.gdb.target_description import GdbRegister, TargetDescription, describe
-from kvmpy.debug.gdb.wire import ALL_THREADS, ANY_THREAD, Malformed, address_and_length, data, number, thread_id
+from kvmpy.debug.gdb.wire import (
+    ALL_THREADS,
+    ANY_THREAD,
+    Malformed,
+    address_and_length,
+    number,
+    register_bytes,
+    thread_id,
+)
 from kvmpy.errors import KvmpyError
 
 __all__ = ["Session"]
@@ -29,10 +37,10 @@ _MALFORMED = b"E16"  # EINVAL
 _NO_SUCH_MEMORY = b"E0e"  # EFAULT; gdb takes no text in answers to `m`
 _WHILE_RUNNING = (b"k", b"D", b"vKill")
 
-Handler = Callable[["Session", bytes], bytes | None]
+Handler = Callable[[Any, bytes], bytes | None]
 
 
-class Session:
+class Session(StatePackets):
     """Answers one gdb. `report_soon` is what the target calls from its threads: it has `report` called here, later.
 
     `architecture` fixes what gdb is told; otherwise it is what fits the mode of the guest when gdb asks.
@@ -41,16 +49,12 @@ class Session:
     def __init__(
         self, target: GdbTarget, report_soon: Callable[[Report], None], architecture: Architecture | None = None
     ) -> None:
-        self.target = target
+        super().__init__(target, architecture)
         self.link = Link()
         self.over = False
         """Whether the connection is to be closed when the output has been sent."""
-        self.thread = 1
-        """The thread whose registers and memory are looked at (Hg)."""
-        self._architecture = architecture
         self._report_soon = report_soon
         self._connected = False
-        self._description: TargetDescription | None = None
         self._resumption: Resumption | None = None
         """How the guest runs now; None while it stands."""
         self._resumed_by_hc = ALL_THREADS
@@ -141,7 +145,7 @@ class Session:
         values = self.target.read_registers(stop.thread, [register.source for register in registers])
         for index, register, value in zip(description.expedited, registers, values, strict=True):
             if value is not None:
-                reply += b"%x:%s;" % (index, _hex(value, register.size))
+                reply += b"%x:%s;" % (index, register_bytes(value, register.size))
         reply += b"thread:%x;" % stop.thread
         return bytes(reply)
 
@@ -189,7 +193,6 @@ class Session:
         self._stopped = self.target.connect(self._report_soon)
         self._connected = True
         self.thread = self._stopped.thread
-        self._console(self._stopped.message)
 
     def _multi_letter(self, packet: bytes) -> bytes | None:
         if packet == b"vCont?":
@@ -201,17 +204,6 @@ class Session:
             self._kill(b"")
             return _OK
         return b""
-
-    @property
-    def description(self) -> TargetDescription:
-        """The registers that gdb knows of."""
-        return self._description or self.describe()
-
-    def describe(self) -> TargetDescription:
-        """Choose the description anew, for the mode that the guest is in now: gdb reads it after this."""
-        architecture = self._architecture or self.target.architecture()
-        self._description = describe(architecture, avx=self.target.has_avx())
-        return self._description
 
     # One letter each
 
@@ -238,72 +230,6 @@ class Session:
     def _check_thread(self, thread: int) -> None:
         if thread not in self.target.threads():
             raise Malformed(f"no thread {thread}")
-
-    def _read_registers(self, _: bytes) -> bytes:
-        description = self.description
-        values = self.target.read_registers(self.thread, description.sources)
-        return b"".join(map(_hex, values, description.sizes))
-
-    def _write_registers(self, text: bytes) -> bytes:
-        description = self.description
-        given, at = data(text), 0
-        now = self.target.read_registers(self.thread, description.sources)
-        changes: dict[str, int] = {}
-        for register, old in zip(description.registers, now, strict=True):
-            piece = given[at : at + register.size]
-            at += register.size
-            if len(piece) < register.size:
-                break
-            value = int.from_bytes(piece, "little")
-            if old is not None and value != old & (1 << register.bits) - 1:
-                changes[register.source] = value
-        if len(given) > at:
-            raise Malformed("more than there are registers")
-        self.target.write_registers(self.thread, changes)
-        return _OK
-
-    def _read_register(self, text: bytes) -> bytes:
-        index = number(text)
-        register = self._register(index)
-        (value,) = self.target.read_registers(self.thread, (register.source,))
-        return _hex(value, register.size)
-
-    def _write_register(self, text: bytes) -> bytes:
-        index, equals, value = text.partition(b"=")
-        register = self._register(number(index))
-        content = data(value)
-        if not equals or len(content) != register.size:
-            raise Malformed(f"{register.name} has {register.size} bytes")
-        self.target.write_registers(self.thread, {register.source: int.from_bytes(content, "little")})
-        return _OK
-
-    def _register(self, index: int) -> GdbRegister:
-        registers = self.description.registers
-        if index >= len(registers):
-            raise Malformed(f"no register {index}")
-        return registers[index]
-
-    def _read_memory(self, text: bytes) -> bytes:
-        address, length = address_and_length(text)
-        if length == 0:
-            return b""
-        return self.target.read_memory(self.thread, address, min(length, PACKET_SIZE // 2)).hex().encode()
-
-    def _write_memory(self, text: bytes) -> bytes:
-        place, _, content = text.partition(b":")
-        return self._write(place, data(content))
-
-    def _write_binary(self, text: bytes) -> bytes:
-        place, _, content = text.partition(b":")
-        return self._write(place, content)
-
-    def _write(self, place: bytes, content: bytes) -> bytes:
-        address, length = address_and_length(place)
-        if length != len(content):
-            raise Malformed(f"{len(content)} bytes, not {length}")
-        if content:  # gdb writes nothing to see whether the packet is known
-            self.target.write_memory(self.thread, address, content)
-        return _OK
 
     def _insert(self, text: bytes) -> bytes:
         point = _point(text)
@@ -376,13 +302,7 @@ class Session:
         b"?": _why,
         b"H": _set_thread,
         b"T": _thread_is_alive,
-        b"g": _read_registers,
-        b"G": _write_registers,
-        b"p": _read_register,
-        b"P": _write_register,
-        b"m": _read_memory,
-        b"M": _write_memory,
-        b"X": _write_binary,
+        **StatePackets.HANDLERS,
         b"Z": _insert,
         b"z": _remove,
         b"c": _continue,
@@ -392,13 +312,6 @@ class Session:
         b"D": _detach,
         b"k": _kill,
     }
-
-
-def _hex(value: int | None, size: int) -> bytes:
-    """A register as packets have it: its bytes in the target's order, or x's when it is not available."""
-    if value is None:
-        return b"xx" * size
-    return (value & (1 << 8 * size) - 1).to_bytes(size, "little").hex().encode()
 
 
 def _point(text: bytes) -> tuple[Point, int, int] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from binascii import unhexlify
 
-__all__ = ["Malformed", "address_and_length", "data", "number", "thread_id"]
+__all__ = ["Malformed", "address_and_length", "data", "number", "register_bytes", "thread_id"]
 
 _HEX = re.compile(rb"[0-9a-fA-F]{1,16}")
 _WIDEST = 1 << 64
@@ -47,3 +47,10 @@ def data(text: bytes) -> bytes:
 def thread_id(text: bytes) -> int:
     """A thread id: from 1 on, 0 for any thread, -1 for all of them."""
     return ALL_THREADS if text == b"-1" else number(text)
+
+
+def register_bytes(value: int | None, size: int) -> bytes:
+    """A register as packets have it: its bytes in the target's order, or x's when it is not available."""
+    if value is None:
+        return b"xx" * size
+    return (value & (1 << 8 * size) - 1).to_bytes(size, "little").hex().encode()
