@@ -1,0 +1,71 @@
+"""A trace as JSON lines: one object an event, always with the same keys."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kvmpy.debug.trace.subject import Record, Subject
+
+__all__ = ["JsonLines"]
+
+
+class JsonLines:
+    """For scripts. The keys are those of `TraceEvent`; bytes are written in hex."""
+
+    def begin(self) -> str:
+        """Nothing: each line stands for itself."""
+        return ""
+
+    def batch(self, records: list[Record]) -> str:
+        """A line for each record."""
+        lines: list[str] = []
+        append = lines.append
+        for time, guest, duration, vcpu, subject, value, text in records:
+            if text or type(value) is not int or vcpu is None:
+                append(_line(time, guest, duration, vcpu, subject, value, text))
+                continue
+            template = subject.rendered
+            if template is None:
+                template = subject.rendered = _template(subject)
+            append(template % (time, guest, duration, vcpu, value))
+        return "".join(lines)
+
+    def last(self) -> str:
+        """Nothing."""
+        return ""
+
+    def end(self) -> str:
+        """Nothing."""
+        return ""
+
+
+def _template(subject: Subject) -> str:
+    """The line of a subject with a number as its value, all but times, vCPU and value filled in."""
+    times = '{"time": %d, "guest": %d, "duration": %d, "vcpu": %d, '
+    fields = _fields(subject, 0, "")
+    first, last = fields.split('"value": 0', 1)
+    return times + f'{first}"value": %d{last}}}\n'.replace("%", "%%").replace('"value": %%d', '"value": %d', 1)
+
+
+def _line(time: int, guest: int, duration: int, vcpu: int | None, subject: Subject, value: Any, text: str) -> str:
+    times = f'{{"time": {time}, "guest": {guest}, "duration": {duration}, "vcpu": {json.dumps(vcpu)}, '
+    return f"{times}{_fields(subject, value, text)}}}\n"
+
+
+def _fields(subject: Subject, value: Any, text: str) -> str:
+    """All keys but the times and the vCPU, without the braces."""
+    fields = {
+        "kind": subject.kind,
+        "name": subject.name,
+        "direction": subject.direction,
+        "address": subject.address,
+        "size": subject.size,
+        "value": value.hex() if isinstance(value, bytes) else None if isinstance(value, dict) else value,
+        "device": subject.device,
+        "queued": subject.queued,
+        "text": text or subject.remark,
+        "registers": value if isinstance(value, dict) else {},
+    }
+    return json.dumps(fields)[1:-1]
