@@ -1,0 +1,52 @@
+"""Instructions in software, for hosts whose KVM gives up on some (KVM_EXIT_INTERNAL_ERROR, suberror 1).
+
+A KVM that runs ring 0 in its own instruction emulator knows only what that knows. `perform` finishes the one
+instruction that it stopped at, from the processor's state, and the guest goes on. One row of the table for each
+instruction (`kvmpy.x86.emulator.table`); it is no second emulator: what KVM can do, it does.
+"""
+
+from __future__ import annotations
+
+from kvmpy.x86.emulator import bit_manipulation as _bit_manipulation
+from kvmpy.x86.emulator.guest_exception import GuestException, SoftwareInterrupt
+from kvmpy.x86.emulator.instruction import TruncatedInstruction
+from kvmpy.x86.emulator.processor import RFLAGS, RIP, Operands, Processor
+from kvmpy.x86.emulator.table import Row, UnknownInstruction, decode
+
+__all__ = [
+    "GuestException", "Operands", "Processor", "Row", "SoftwareInterrupt", "TruncatedInstruction",
+    "UnknownInstruction", "decode", "perform",
+]  # fmt: skip
+
+_FAMILIES = (_bit_manipulation,)
+"""The modules whose rows make the table."""
+
+_UD = 6
+_RF = 1 << 16
+
+
+def perform(cpu: Processor, code: bytes, bits: int) -> Row:
+    """Do the instruction at the start of `code`, which stands at RIP in `bits`-bit code, and step over it.
+
+    Registers change in `cpu.general`, `cpu.sregs` and `cpu.extended_state()`; memory at once. Raises GuestException or
+    SoftwareInterrupt for the event that the guest is to get; nothing has changed then, except that RIP is behind the
+    instruction for a SoftwareInterrupt. Raises UnknownInstruction where the table has no row, TruncatedInstruction
+    when `code` ends too soon.
+    """
+    row, it = decode(code, bits)
+    if it.lock and not (row.lockable and it.memory is not None):
+        raise GuestException.of(_UD)
+    general = cpu.general
+    following = general[RIP] + it.length & (1 << bits if bits == 64 else 1 << 32) - 1
+    before = list(general)
+    try:
+        row.execute(Operands(cpu, it))
+    except SoftwareInterrupt:
+        general[RIP] = following
+        raise
+    except GuestException:
+        general[:] = before
+        raise
+    general[RIP] = following
+    general[RFLAGS] &= ~_RF
+    return row
