@@ -36,7 +36,7 @@ class Points:
         self, where: int | str, handler: Handler | None = None, *, condition: Condition | None = None,
         hardware: bool | None = None, temporary: bool = False,
     ) -> Breakpoint:  # fmt: skip
-        """Stop before the instruction at a virtual address, or at a symbol of the loaded image.
+        """Stop before the instruction at a virtual address, at a symbol of the loaded image, or at "main.c:12".
 
         Without a `handler` the run ends (End.BREAKPOINT); the next one goes on. `hardware=None` takes a debug register
         while one is free, else patches guest memory, for which the address must be mapped now. In real mode an address
@@ -115,10 +115,22 @@ class Points:
 
     def _resolve(self, where: int | str) -> tuple[int, str]:
         if isinstance(where, str):
+            file, colon, line = where.rpartition(":")
+            if colon and line.isdecimal():
+                return self._first_address(file, int(line)), where
             return self.machine.symbols.address_of(where), where
         if not isinstance(where, int) or not 0 <= where < 1 << 64:
             raise UsageError(f"a place in the guest is an address of 64 bits or the name of a symbol, not {where!r}")
         return where, ""
+
+    def _first_address(self, file: str, line: int) -> int:
+        lines = self.machine.lines
+        if lines is None:
+            raise UsageError("the loaded image has no source lines: compile it with -g, and load the ELF file")
+        addresses = lines.addresses_of(file, line, symbols=self.machine.symbols)
+        if not addresses:
+            raise UsageError(f"{file}:{line} has no code; near it have: {lines.lines_with_code(file)[:20] or 'none'}")
+        return addresses[0]
 
     def _translate(self, vcpu: Vcpu, address: int) -> int:
         walk = vcpu.walk(address)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kvmpy.debug.breakpoint import Breakpoint, Condition, Handler, Watchpoint
     from kvmpy.debug.crash_report import CrashReport
     from kvmpy.debug.debugger import Debugger
-    from kvmpy.debug.symbols import SymbolTable
+    from kvmpy.debug.symbols import LineTable, SymbolTable
     from kvmpy.kvm import Vm
     from kvmpy.machine.bus import Bus
     from kvmpy.machine.outcome import Outcome
@@ -40,6 +40,7 @@ class Inspection:
     """Whether a bad end is looked into at once, for `Outcome.report`; False saves some milliseconds then."""
     _debugger: "Debugger | None" = None
     _symbols: "SymbolTable | None" = None
+    _lines: "LineTable | None" = None
 
     def _run_here(self, runners: "list[VcpuRunner]", timeout: float | None, check: bool) -> "Outcome":
         raise NotImplementedError
@@ -85,6 +86,15 @@ class Inspection:
     def symbols(self, table: "SymbolTable") -> None:
         self._symbols = table
 
+    @property
+    def lines(self) -> "LineTable | None":
+        """Source lines of addresses, from the DWARF of the loaded ELF file; None without."""
+        if self._lines is None and self.image is not None:
+            from kvmpy.debug.symbols import LineTable
+
+            self._lines = LineTable.of_image(self.image)
+        return self._lines
+
     # Stopping the guest
 
     @property
@@ -100,7 +110,9 @@ class Inspection:
         self, where: int | str, handler: "Handler | None" = None, *, condition: "Condition | None" = None,
         hardware: bool | None = None, temporary: bool = False,
     ) -> "Breakpoint":  # fmt: skip
-        """Call `handler(vcpu, breakpoint)` before the guest executes the instruction at an address or a symbol.
+        """Call `handler(vcpu, breakpoint)` before the guest executes an instruction.
+
+        `where` is its address, a symbol, or a source line as "main.c:12".
 
         Without a handler the run ends with End.BREAKPOINT, and the next one goes on. See `Debugger.breakpoint`.
         """

@@ -242,7 +242,7 @@ class Machine(Running):
                 self.vm.add_ram(rom.address, size=len(rom.data), name=rom.name)
                 self.memory.write(rom.address, rom.data)
         self.entry = image.load(self.memory)
-        self.image, self._symbols = image, None
+        self.image, self._symbols, self._lines = image, None, None
         self._runners[0].start_at(self.entry.state)
         return self.entry
 

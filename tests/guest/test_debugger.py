@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from gnu_toolchain import assemble_with_symbols
+from gnu_toolchain import assemble_with_symbols, compile_c
 from kvmpy import End, Machine, Outcome, UsageError
-from kvmpy.boot import FlatImage
+from kvmpy.boot import ElfImage, FlatImage
 from kvmpy.debug.breakpoint import Stop, StopKind
 from kvmpy.devices import DebugExit
 from kvmpy.kvm import Vcpu
@@ -201,6 +201,46 @@ def test_a_place_that_is_none_is_refused(where: int) -> None:
 def test_a_software_breakpoint_at_an_address_that_is_not_mapped_is_refused() -> None:
     with loaded(COUNTING, 64) as (machine, _), pytest.raises(UsageError, match="not mapped"):
         machine.breakpoint(0x7F00_0000_0000, hardware=False)
+
+
+C_GUEST = """
+static volatile int total;
+
+static __attribute__((noinline)) void add(int number)
+{
+    total += number;
+}
+
+void _start(void)
+{
+    for (int i = 1; i <= 3; i++)
+        add(i);
+    asm volatile("outb %0, $0xf4" :: "a"((char)total));
+    for (;;)
+        ;
+}
+"""
+
+
+def test_places_have_names_and_lines_in_a_program_with_debug_information() -> None:
+    program = compile_c(C_GUEST, flags=("-g",))
+    with Machine() as machine:
+        machine.add(DebugExit())
+        machine.load(ElfImage(program.elf, stack=STACK))
+        calls: list[int] = []
+        by_name = machine.breakpoint("add", lambda vcpu, _: calls.append(vcpu.regs.rdi & 0xFFFF_FFFF))
+        assert machine.lines is not None
+        (file,) = machine.lines.files()
+        by_line = machine.breakpoint(f"{file}:6", lambda *_: None)
+        watch = machine.watchpoint("total", 4, lambda *_: None)
+        assert machine.run(SECONDS).code == 13
+        assert calls == [1, 2, 3]
+        assert (by_name.hits, by_line.hits, watch.hits) == (3, 3, 3)
+        assert (by_name.name, by_name.address) == ("add", machine.symbols.address_of("add"))
+        with pytest.raises(UsageError, match="did you mean 'add'"):
+            machine.breakpoint("ad")
+        with pytest.raises(UsageError, match="has no code"):
+            machine.breakpoint(f"{file}:3")
 
 
 # Several processors
