@@ -9,12 +9,13 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from dataclasses import dataclass, field
+from operator import gt
 from typing import NamedTuple
 
 from kvmpy.debug.symbols.dwarf_reader import DwarfReader
 from kvmpy.debug.symbols.line_header import FILE_LIMIT, LineHeader, SourceFile
 
-__all__ = ["LineProgram", "Row", "Sequence", "run_line_program", "unpacked"]
+__all__ = ["LINE_MASK", "LineProgram", "Row", "Sequence", "run_line_program", "unpacked"]
 
 DW_LNS_COPY, DW_LNS_ADVANCE_PC, DW_LNS_ADVANCE_LINE, DW_LNS_SET_FILE, DW_LNS_SET_COLUMN = 1, 2, 3, 4, 5
 DW_LNS_NEGATE_STMT, DW_LNS_CONST_ADD_PC, DW_LNS_FIXED_ADVANCE_PC = 6, 8, 9
@@ -22,7 +23,7 @@ DW_LNE_END_SEQUENCE, DW_LNE_SET_ADDRESS, DW_LNE_DEFINE_FILE = 1, 2, 3
 
 # A row in 64 bits, for there may be millions: the file above the column above is_stmt above the line.
 _FILE_SHIFT, _COLUMN_SHIFT, _STMT_SHIFT = 48, 33, 32
-_LINE_MASK, _COLUMN_MASK = 0xFFFF_FFFF, 0x7FFF
+LINE_MASK, _COLUMN_MASK = 0xFFFF_FFFF, 0x7FFF
 
 
 class Row(NamedTuple):
@@ -39,20 +40,19 @@ class Row(NamedTuple):
 
 def unpacked(row: int) -> Row:
     """A row of a `Sequence`, unpacked."""
-    return Row(row >> _FILE_SHIFT, row & _LINE_MASK, row >> _COLUMN_SHIFT & _COLUMN_MASK, bool(row >> _STMT_SHIFT & 1))
+    return Row(row >> _FILE_SHIFT, row & LINE_MASK, row >> _COLUMN_SHIFT & _COLUMN_MASK, bool(row >> _STMT_SHIFT & 1))
 
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
     """Rows of a contiguous range: `rows[i]` is for `addresses[i]` up to the next address, the last one up to `end`.
 
-    Rows are packed. `empty` are (address, row) of no length: code of theirs is gone, but a debugger may stop there.
+    Rows are packed. Of several for one address all but the last have no code left, but a debugger may stop there.
     """
 
     addresses: array[int]
     rows: array[int]
     end: int
-    empty: list[tuple[int, int]]
 
     @property
     def start(self) -> int:
@@ -92,7 +92,7 @@ def run_line_program(data: bytes, header: LineHeader, address_mask: int, image: 
         if opcode >= opcode_base:
             address_advance, line_advance = special[opcode - opcode_base]
             address = address + address_advance & address_mask
-            line = line + line_advance & _LINE_MASK
+            line = line + line_advance & LINE_MASK
             addresses.append(address)
             rows.append(other | line)
             continue
@@ -109,7 +109,7 @@ def run_line_program(data: bytes, header: LineHeader, address_mask: int, image: 
             continue
         reader.at = at
         if opcode == DW_LNS_ADVANCE_LINE:
-            line = line + reader.sleb128() & _LINE_MASK
+            line = line + reader.sleb128() & LINE_MASK
         elif opcode == DW_LNS_ADVANCE_PC:
             address = address + reader.uleb128() * header.minimum_instruction_length & address_mask
         elif opcode == DW_LNS_SET_COLUMN:
@@ -153,15 +153,8 @@ def run_line_program(data: bytes, header: LineHeader, address_mask: int, image: 
 
 def _finish(program: LineProgram, addresses: list[int], rows: list[int], end: int) -> None:
     """Add a sequence that ends at `end`, unless it is empty. Rows that go back in address are put in order."""
-    if any(map(int.__gt__, addresses, addresses[1:])):
+    if any(map(gt, addresses, addresses[1:])):
         order = sorted(range(len(rows)), key=addresses.__getitem__)
         addresses, rows = [addresses[index] for index in order], [rows[index] for index in order]
-    following = [*addresses[1:], end]
-    kept = [index for index, address in enumerate(addresses) if following[index] > address]
-    if not kept:
-        return
-    empty = [(address, rows[index]) for index, address in enumerate(addresses) if following[index] <= address]
-    kept_addresses = array("Q", [addresses[index] for index in kept])
-    program.sequences.append(
-        Sequence(kept_addresses, array("Q", [rows[index] for index in kept]), following[kept[-1]], empty)
-    )
+    if addresses and end > addresses[0]:
+        program.sequences.append(Sequence(array("Q", addresses), array("Q", rows), max(end, addresses[-1])))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from kvmpy.debug.symbols.dwarf_reader import DwarfReader, StringTable
 from kvmpy.debug.symbols.elf_file import OpenedElf
 from kvmpy.debug.symbols.line_header import LineHeader, read_line_header, unit_bounds
-from kvmpy.debug.symbols.line_program import LineProgram, Row, run_line_program, unpacked
+from kvmpy.debug.symbols.line_program import LINE_MASK, LineProgram, Row, run_line_program, unpacked
 from kvmpy.errors import ImageError
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class LineTable:
                     if row not in sources:
                         sources[row] = self._source_line(program.header, unpacked(row))
                     source = sources[row]
-                    if source:
+                    if source and end > start:
                         yield LineRange(self._moved(start), self._moved(start) + end - start, source)
 
     # By line
@@ -183,29 +183,23 @@ class LineTable:
     def addresses_of(self, file: str, line: int, *, symbols: SymbolTable | None = None) -> list[int]:
         """Where to set breakpoints for a line: the start of each stretch of code that comes from it, by address.
 
-        `file` is a path, or the last parts of one ("main.c", "drivers/uart.c"); several files may fit. A loop has its
-        line at its start and at its end; with `symbols` only the first address in each function counts. Empty for a
-        line without code: see `lines_with_code`. Decodes the units that name the file. Raises ImageError when one of
-        them is not sound.
+        `file` is a path, or the last parts of one ("main.c", "drivers/uart.c"); several files may fit. Empty for a line
+        without code: see `lines_with_code`. A loop has its line at its start and at its end, and a breakpoint at both
+        stops each time round; with `symbols` only the first address in each function counts, also where one function
+        is inlined twice into another. The opening line of a function is at its entry, before it has a frame.
+
+        Decodes the units that name the file. Raises ImageError when one of them is not sound.
         """
         found: set[int] = set()
         for program, numbers in self._programs_of(file):
-            starts: set[int] = set()
-            empty: set[int] = set()
             for sequence in program.sequences:
                 inside = False
-                for address, row in zip(sequence.addresses, sequence.rows, strict=True):
-                    if row & 0xFFFF_FFFF != line or unpacked(row).file not in numbers:
+                for address, packed in zip(sequence.addresses, sequence.rows, strict=True):
+                    if packed & LINE_MASK != line or (row := unpacked(packed)).file not in numbers:
                         inside = False
-                    elif not inside and unpacked(row).is_stmt:
+                    elif row.is_stmt and not inside:
                         inside = True
-                        starts.add(address)
-                empty.update(
-                    address
-                    for address, row in sequence.empty
-                    if unpacked(row).line == line and unpacked(row).file in numbers and unpacked(row).is_stmt
-                )
-            found |= starts or empty
+                        found.add(address)
         addresses = sorted(map(self._moved, found))
         if symbols is None:
             return addresses
@@ -216,13 +210,13 @@ class LineTable:
         return sorted(first.values())
 
     def lines_with_code(self, file: str) -> list[int]:
-        """The lines of `file` (as in `addresses_of`) that have code, in order."""
+        """The lines of `file` for which `addresses_of` finds addresses, in order."""
         lines: set[int] = set()
         for program, numbers in self._programs_of(file):
             for sequence in program.sequences:
-                for row in set(sequence.rows):
-                    if unpacked(row).file in numbers:
-                        lines.add(unpacked(row).line)
+                for row in map(unpacked, set(sequence.rows)):
+                    if row.is_stmt and row.file in numbers:
+                        lines.add(row.line)
         return sorted(lines - {0})
 
     def files(self) -> list[str]:
