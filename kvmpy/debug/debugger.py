@@ -42,8 +42,6 @@ class Debugger(Points):
         super().__init__(machine)
         self._runners = machine.runners
         self._control = self._runners[0].control
-        self._passing = threading.Lock()
-        """Held by the vCPU that passes a software breakpoint."""
         self._listener: Callable[[Stop], None] | None = None
         self._stopped_since: float | None = None
         for runner in self._runners:
@@ -59,7 +57,7 @@ class Debugger(Points):
         if passed is not None and passed == linear_pc(runner.vcpu) and self._breakpoints_at(runner.vcpu, passed):
             physical = self._patched(runner.vcpu, passed)
             if physical is not None:
-                if not self._pass_alone(runner.vcpu):
+                if not self._control.begin_alone(runner.vcpu):
                     vcpu.passed = passed
                     return
                 self._software.lift(physical)
@@ -67,33 +65,13 @@ class Debugger(Points):
             vcpu.over = passed
         vcpu.apply()
 
-    def _pass_alone(self, vcpu: Vcpu) -> bool:
-        """Have all other vCPUs stand. False: the run ends."""
-        control = self._control
-        if len(self._vcpus) == 1:
-            return True
-        while not self._passing.acquire(blocking=False):
-            control.park(vcpu)  # the one that passes a breakpoint now waits for this one to stand
-            if control.leaving:
-                return False
-        control.ask_to_stand(vcpu)
-        if control.wait_until_others_stand(vcpu):
-            return True
-        self._end_alone(vcpu)
-        return False
-
-    def _end_alone(self, vcpu: Vcpu) -> None:
-        if len(self._vcpus) > 1:
-            self._control.resume(vcpu)
-            self._passing.release()
-
     def _passed(self, vcpu: VcpuDebugging) -> None:
         """The step past a breakpoint is over, or the guest went elsewhere."""
         vcpu.over = None
         if vcpu.lifted is not None:
             self._software.lower(vcpu.lifted)
             vcpu.lifted = None
-            self._end_alone(vcpu.vcpu)
+            self._control.end_alone(vcpu.vcpu)
 
     def inspect(self, runner: VcpuRunner, event: Exit) -> bool:
         """Look at an exit; True when it was a breakpoint's, a watchpoint's or a step's."""

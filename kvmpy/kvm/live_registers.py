@@ -10,6 +10,7 @@ Without the capability the area is private memory and the vCPU loads and writes 
 """
 
 from struct import Struct
+from struct import error as pack_error
 
 from kvmpy.errors import RegisterValueError, UsageError
 from kvmpy.kvm.register_sync import ALL, RegisterSync
@@ -232,6 +233,23 @@ class LiveRegisters:
                 _check(name, value, 64)
         self._sync.will_write()
         self._area[:] = _KVM_REGS.pack(*cells)
+        self._sync.mark_regs(ALL)
+
+    def values(self) -> list[int]:
+        """All of them as numbers, in the order of `kvmpy.x86.registers.GENERAL_REGISTERS`."""
+        self._sync.need_regs()
+        return self._cells.tolist()
+
+    def assign_values(self, values: list[int]) -> None:
+        """The counterpart of `values`. Raises RegisterValueError naming a register whose value does not fit."""
+        try:
+            image = _KVM_REGS.pack(*values)
+        except pack_error:
+            for name, value in zip(GENERAL_REGISTERS, values, strict=True):
+                _check(name, value, 64)
+            raise
+        self._sync.will_write()
+        self._area[:] = image
         self._sync.mark_regs(ALL)
 
     def drop(self) -> None:

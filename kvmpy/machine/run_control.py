@@ -1,7 +1,7 @@
 """What the threads of a machine agree on: whether to go on, to pause, or to leave, and how the run ended."""
 
 import time
-from threading import Condition, get_ident
+from threading import Condition, Lock, get_ident
 
 from kvmpy.errors import ClosedError, UsageError
 from kvmpy.kvm.vcpu import Vcpu
@@ -38,6 +38,8 @@ class RunControl:
         self.leaving = False
         self.pausing: tuple[object, ...] = ()
         """Who has the machine paused: threads by their ident, a debugger, and vCPUs, which do not pause themselves."""
+        self._one_alone = Lock()
+        """Held by the vCPU that made all others stand."""
         self._alone: tuple[Vcpu, object] | None = None
         """The one vCPU that runs on, and in whose pause: a debugger steps it while the others stand."""
         self.counting = False
@@ -290,6 +292,29 @@ class RunControl:
             if self.deadline is not None:
                 self.deadline += forgive
             self._changed.notify_all()
+
+    def begin_alone(self, vcpu: Vcpu) -> bool:
+        """From a vCPU's own thread: have all other vCPUs stand until `end_alone`. False: the run is to be left.
+
+        Of several that want to be alone one goes first, and the others stand meanwhile.
+        """
+        if len(self._run.threads) < 2:
+            return True
+        while not self._one_alone.acquire(blocking=False):
+            self.park(vcpu)
+            if self.leaving:
+                return False
+        self.ask_to_stand(vcpu)
+        if self.wait_until_others_stand(vcpu):
+            return True
+        self.end_alone(vcpu)
+        return False
+
+    def end_alone(self, vcpu: Vcpu) -> None:
+        """Let the others go on."""
+        if vcpu in self.pausing:
+            self.resume(vcpu)
+            self._one_alone.release()
 
     def let_one_run(self, vcpu: Vcpu, owner: object) -> None:
         """Have one vCPU go on in the pause of `owner` while all others stand, until `let_none_run`."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from kvmpy.machine.bus import Bus
+    from kvmpy.machine.emulated_processor import InstructionCompletion
     from kvmpy.machine.guest_debug import GuestDebug
     from kvmpy.machine.observed_loop import Observer
 
@@ -54,6 +55,9 @@ class VcpuRunner:
         self.observer: Observer | None = None
         """Who is told of every exit; `observe` sets it."""
         self._observed_by: Observer | None = None
+        self.software_instructions = True
+        self.completion: InstructionCompletion | None = None
+        """What performs instructions that KVM gives up on, from the first one on."""
         self._debug: GuestDebug | None = None
         self._posted: deque[Callable[[], object]] = deque()
         self.loop = RunLoop(vcpu, ports, mmio, attend=self._attend, other=self._other, guard=guard)
@@ -203,12 +207,24 @@ class VcpuRunner:
 
     def handle(self, event: Exit) -> bool:
         """Handle such an exit without a debugger: by a handler of the user's, or as the end of the run."""
+        if type(event) is exits.InternalError and self._complete(event):
+            return self.control.leaving
         handler = self.exit_handlers.get(type(event))
         outcome = handler(self.vcpu, event) if handler is not None else self.outcome_of(event)
         if outcome is not None:
             self.control.finish(outcome)
         # The instruction whose answer KVM waits for is completed first; the kick of the end brings the vCPU out again.
         return self.control.leaving and not isinstance(event, Answered)
+
+    def _complete(self, event: exits.InternalError) -> bool:
+        """Have an instruction that KVM could not emulate done in software, if it may be and is known."""
+        if not self.software_instructions:
+            return False
+        if self.completion is None:
+            from kvmpy.machine.emulated_processor import InstructionCompletion
+
+            self.completion = InstructionCompletion(self.vcpu, self.control, self._mmio)
+        return self.completion.complete(event)
 
     def outcome_of(self, event: Exit) -> Outcome | None:
         """The end of the run that an exit is which nobody handles, or None when it is none."""

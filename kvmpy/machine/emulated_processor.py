@@ -1,0 +1,152 @@
+"""Finishing instructions that KVM's own emulator gives up on (KVM_EXIT_INTERNAL_ERROR, suberror 1).
+
+The vCPU stands at the instruction, everything before it is done. `InstructionCompletion` performs it in software on the
+vCPU's state and lets the guest go on; see `kvmpy.x86.emulator`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from kvmpy.errors import KvmError
+from kvmpy.exits import InternalError
+from kvmpy.x86.emulator import GuestException, SoftwareInterrupt, TruncatedInstruction, UnknownInstruction, perform
+from kvmpy.x86.emulator.extended_state import ExtendedState
+from kvmpy.x86.emulator.linear_memory import LinearMemory
+from kvmpy.x86.event_delivery.event import DOUBLE_FAULT, PAGE_FAULT, Event, EventKind
+from kvmpy.x86.page_walk import Access
+
+if TYPE_CHECKING:
+    from kvmpy.kvm import Vcpu
+    from kvmpy.machine.bus import Bus
+    from kvmpy.machine.run_control import RunControl
+
+__all__ = ["EmulatedProcessor", "InstructionCompletion"]
+
+_LONGEST = 15
+"""Bytes of an instruction (SDM vol. 2, 2.3.11)."""
+_PAGE = 0x1000
+_RIP = 16
+
+
+class EmulatedProcessor:
+    """A vCPU that stands, as `kvmpy.x86.emulator.processor.Processor`."""
+
+    def __init__(self, vcpu: Vcpu, control: RunControl, devices: Bus) -> None:
+        self._vcpu = vcpu
+        self._control = control
+        self.general = vcpu.regs.values()
+        self.sregs: Any = vcpu.sregs
+        self.memory = LinearMemory(vcpu.vm.memory, self.sregs, self.general, devices)
+        self._extended: ExtendedState | None = None
+
+    def extended_state(self) -> ExtendedState:
+        """x87, SSE, AVX ... state; changes are written back by `write_back`."""
+        if self._extended is None:
+            self._extended = ExtendedState(self._vcpu.get_xsave())
+        return self._extended
+
+    def read_msr(self, index: int) -> int | None:
+        """An MSR, or None when KVM has none."""
+        try:
+            return self._vcpu.get_msr(index)
+        except KvmError:
+            return None
+
+    def write_msr(self, index: int, value: int) -> bool:
+        """Write an MSR. False: KVM refuses."""
+        return self._vcpu.set_msrs_until_refused([(index, value)]) == 1
+
+    def xcr0(self) -> int:
+        """XCR0."""
+        xcrs = self._vcpu.get_xcrs()
+        return int(xcrs.xcrs[0].value) if xcrs.nr_xcrs else 3
+
+    def timestamp(self) -> int:
+        """The TSC, MSR 0x10."""
+        return self._vcpu.get_msr(0x10)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """LOCK: the other processors of the guest stand meanwhile."""
+        alone = self._control.begin_alone(self._vcpu)
+        try:
+            yield
+        finally:
+            if alone:
+                self._control.end_alone(self._vcpu)
+
+    def write_back(self) -> None:
+        """Give the vCPU what the instruction changed."""
+        self._vcpu.regs.assign_values(self.general)
+        if self._extended is not None and self._extended.changed:
+            self._vcpu.set_xsave(bytes(self._extended.area))
+
+
+class InstructionCompletion:
+    """Completes instructions of one vCPU. `counts` says how often each was, by name."""
+
+    def __init__(self, vcpu: Vcpu, control: RunControl, devices: Bus) -> None:
+        self._vcpu = vcpu
+        self._control = control
+        self._devices = devices
+        self.counts: Counter[str] = Counter()
+
+    def complete(self, failure: InternalError) -> bool:
+        """Perform the instruction that KVM failed at. False: the table does not know it, and nothing has changed."""
+        if failure.suberror != 1 or not failure.instruction:
+            return False
+        vcpu = self._vcpu
+        cpu = EmulatedProcessor(vcpu, self._control, self._devices)
+        cs = cpu.sregs.cs
+        bits = 64 if cs.l else 32 if cs.db else 16
+        rip = cpu.general[_RIP]
+        try:
+            row = perform(cpu, self._code(cpu, failure.instruction, rip + (0 if cs.l else cs.base)), bits)
+        except (UnknownInstruction, TruncatedInstruction):
+            return False
+        except GuestException as raised:
+            self.counts[str(raised.event).partition(" ")[0]] += 1
+            self._inject(raised.event)
+            return True
+        except SoftwareInterrupt as raised:
+            self.counts[str(raised.event)] += 1
+            vcpu.regs.rip = cpu.general[_RIP]
+            self._inject(raised.event)
+            return True
+        self.counts[row.name] += 1
+        cpu.write_back()
+        return True
+
+    def _code(self, cpu: EmulatedProcessor, reported: bytes, linear: int) -> bytes:
+        """The bytes at RIP. What KVM reports ends with the page; the rest of the 15 bytes are no part of it."""
+        room = _PAGE - linear % _PAGE
+        if room >= _LONGEST:
+            return reported
+        code = reported[:room]
+        try:
+            following = cpu.memory.translate(linear + room, Access.FETCH)
+            return code + self._vcpu.vm.memory.read(following, _LONGEST - room)
+        except (GuestException, ValueError):  # nothing is there: enough for an instruction that ends in its page
+            return code
+
+    def _inject(self, event: Event) -> None:
+        """Have KVM deliver it when the guest runs on (KVM_SET_VCPU_EVENTS, KVM API section 4.32)."""
+        vcpu = self._vcpu
+        if event.vector == PAGE_FAULT and event.address is not None:
+            vcpu.sregs.cr2 = event.address
+        events = vcpu.get_events()
+        if event.kind is EventKind.SOFTWARE_INTERRUPT:
+            events.interrupt.injected = 1
+            events.interrupt.nr = event.vector
+            events.interrupt.soft = 1
+        else:
+            assert event.vector != DOUBLE_FAULT  # no instruction raises it
+            events.exception.injected = 1
+            events.exception.nr = event.vector
+            events.exception.has_error_code = event.pushed_error_code is not None
+            events.exception.error_code = event.pushed_error_code or 0
+        vcpu.set_events(events)
