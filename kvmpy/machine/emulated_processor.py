@@ -39,8 +39,9 @@ class EmulatedProcessor:
         self._vcpu = vcpu
         self._control = control
         self.general = vcpu.regs.values()
-        self.sregs: Any = vcpu.sregs
-        self.memory = LinearMemory(vcpu.vm.memory, self.sregs, self.general, devices)
+        sregs: Any = vcpu.sregs  # live, with the attributes of SystemRegisters
+        self.sregs = sregs
+        self.memory = LinearMemory(vcpu.vm.memory, sregs, self.general, devices)
         self._extended: ExtendedState | None = None
 
     def extended_state(self) -> ExtendedState:
@@ -68,6 +69,10 @@ class EmulatedProcessor:
     def timestamp(self) -> int:
         """The TSC, MSR 0x10."""
         return self._vcpu.get_msr(0x10)
+
+    def flush_translations(self) -> None:
+        """INVPCID: writing CR3 again makes KVM forget its translations."""
+        self.sregs.cr3 = self.sregs.cr3
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -23,7 +23,7 @@ def _popcnt(op: Operands) -> None:
     op.set_flags(0 if value else _ZF, _ARITHMETIC)
 
 
-@instruction("lzcnt", 1, 0xBD, prefix=0xF3)
+@instruction("lzcnt", 1, 0xBD, prefix=0xF3, undefined=_OF | _SF | _PF | _AF)
 def _lzcnt(op: Operands) -> None:
     size = op.it.operand_size
     value = op.source(size)
@@ -32,7 +32,7 @@ def _lzcnt(op: Operands) -> None:
     op.set_flags((_CF if not value else 0) | (_ZF if not count else 0), _CF | _ZF)
 
 
-@instruction("tzcnt", 1, 0xBC, prefix=0xF3)
+@instruction("tzcnt", 1, 0xBC, prefix=0xF3, undefined=_OF | _SF | _PF | _AF)
 def _tzcnt(op: Operands) -> None:
     size = op.it.operand_size
     value = op.source(size)
@@ -41,7 +41,7 @@ def _tzcnt(op: Operands) -> None:
     op.set_flags((_CF if not value else 0) | (_ZF if not count else 0), _CF | _ZF)
 
 
-@instruction("andn", 2, 0xF2, encoding=VEX, bits=_OUTSIDE_REAL_MODE)
+@instruction("andn", 2, 0xF2, encoding=VEX, bits=_OUTSIDE_REAL_MODE, undefined=_AF | _PF)
 def _andn(op: Operands) -> None:
     size = op.it.operand_size
     result = ~op.register(op.it.vvvv, size) & op.source(size)
@@ -49,7 +49,7 @@ def _andn(op: Operands) -> None:
     op.set_flags(_zero_and_sign(result, size), _ZF | _SF | _OF | _CF)
 
 
-@instruction("bextr", 2, 0xF7, encoding=VEX, bits=_OUTSIDE_REAL_MODE)
+@instruction("bextr", 2, 0xF7, encoding=VEX, bits=_OUTSIDE_REAL_MODE, undefined=_AF | _PF | _SF)
 def _bextr(op: Operands) -> None:
     size = op.it.operand_size
     control = op.register(op.it.vvvv, 2)
@@ -65,25 +65,25 @@ def _lowest_bit(op: Operands, result: int, carry: bool) -> None:
     op.set_flags(_zero_and_sign(result, size) | (_CF if carry else 0), _ZF | _SF | _OF | _CF)
 
 
-@instruction("blsr", 2, 0xF3, digit=1, encoding=VEX, bits=_OUTSIDE_REAL_MODE)
+@instruction("blsr", 2, 0xF3, digit=1, encoding=VEX, bits=_OUTSIDE_REAL_MODE, undefined=_AF | _PF)
 def _blsr(op: Operands) -> None:
     value = op.source(op.it.operand_size)
     _lowest_bit(op, value & (value - 1) if value else 0, not value)
 
 
-@instruction("blsmsk", 2, 0xF3, digit=2, encoding=VEX, bits=_OUTSIDE_REAL_MODE)
+@instruction("blsmsk", 2, 0xF3, digit=2, encoding=VEX, bits=_OUTSIDE_REAL_MODE, undefined=_AF | _PF)
 def _blsmsk(op: Operands) -> None:
     value = op.source(op.it.operand_size)
     _lowest_bit(op, (value ^ value - 1) & (1 << 8 * op.it.operand_size) - 1, not value)
 
 
-@instruction("blsi", 2, 0xF3, digit=3, encoding=VEX, bits=_OUTSIDE_REAL_MODE)
+@instruction("blsi", 2, 0xF3, digit=3, encoding=VEX, bits=_OUTSIDE_REAL_MODE, undefined=_AF | _PF)
 def _blsi(op: Operands) -> None:
     value = op.source(op.it.operand_size)
     _lowest_bit(op, value & -value, bool(value))
 
 
-@instruction("bzhi", 2, 0xF5, encoding=VEX, bits=_OUTSIDE_REAL_MODE)
+@instruction("bzhi", 2, 0xF5, encoding=VEX, bits=_OUTSIDE_REAL_MODE, undefined=_AF | _PF)
 def _bzhi(op: Operands) -> None:
     size = op.it.operand_size
     index = op.register(op.it.vvvv, 1)

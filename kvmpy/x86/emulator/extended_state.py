@@ -43,6 +43,11 @@ class ExtendedState:
                 self.put(MXCSR, 0x1F80, 4)
         self.area[XSTATE_BV : XSTATE_BV + 8] = (present | component).to_bytes(8, "little")
 
+    @property
+    def in_use(self) -> int:
+        """XSTATE_BV: the components that are not in their initial state."""
+        return self.u64(XSTATE_BV)
+
     # Fields
 
     def get(self, offset: int, size: int) -> int:

@@ -14,7 +14,7 @@ from kvmpy.x86.event_delivery.event import Event
 from kvmpy.x86.flags import Cr0, Cr4, Efer, Rflags
 from kvmpy.x86.page_walk import Access, FailureKind, page_fault, walk
 from kvmpy.x86.paging import PhysicalMemory
-from kvmpy.x86.registers import Segment
+from kvmpy.x86.registers import SystemRegisters
 
 __all__ = ["DeviceMemory", "LinearMemory"]
 
@@ -31,19 +31,11 @@ class DeviceMemory(Protocol):
     def write(self, address: int, size: int, value: int) -> object: ...
 
 
-class _Registers(Protocol):
-    cr0: int
-    cr3: int
-    cr4: int
-    efer: int
-    ss: Segment
-
-
 class LinearMemory:
     """Accesses of one instruction. `rflags` is read for AC at each access, `devices` takes what is no RAM."""
 
     def __init__(
-        self, physical: PhysicalMemory, sregs: _Registers, general: list[int], devices: DeviceMemory | None = None
+        self, physical: PhysicalMemory, sregs: SystemRegisters, general: list[int], devices: DeviceMemory | None = None
     ) -> None:
         self._physical = physical
         self._sregs = sregs

@@ -14,28 +14,12 @@ from kvmpy.x86.emulator.extended_state import ExtendedState
 from kvmpy.x86.emulator.guest_exception import GuestException
 from kvmpy.x86.emulator.instruction import Instruction
 from kvmpy.x86.emulator.linear_memory import LinearMemory
-from kvmpy.x86.registers import GENERAL_REGISTERS, Segment
+from kvmpy.x86.registers import GENERAL_REGISTERS, Segment, SystemRegisters
 
-__all__ = ["RFLAGS", "RIP", "Operands", "Processor", "SystemState"]
+__all__ = ["RFLAGS", "RIP", "Operands", "Processor"]
 
 _GP, _SS, _UD = 13, 12, 6
 _RSP, _RBP = 4, 5
-
-
-class SystemState(Protocol):
-    """System registers as `SystemRegisters` and a vCPU's live ones have them."""
-
-    cr0: int
-    cr2: int
-    cr3: int
-    cr4: int
-    efer: int
-    cs: Segment
-    ss: Segment
-    ds: Segment
-    es: Segment
-    fs: Segment
-    gs: Segment
 
 
 class Processor(Protocol):
@@ -44,7 +28,7 @@ class Processor(Protocol):
     general: list[int]
     """RAX, RBX, RCX, RDX, RSI, RDI, RSP, RBP, R8 to R15, RIP, RFLAGS, in the order of GENERAL_REGISTERS; changed in
     place, written back by who owns the processor when the instruction is complete."""
-    sregs: SystemState
+    sregs: SystemRegisters
     memory: LinearMemory
 
     def extended_state(self) -> ExtendedState:
@@ -61,6 +45,9 @@ class Processor(Protocol):
 
     def timestamp(self) -> int:
         """The TSC."""
+
+    def flush_translations(self) -> None:
+        """Forget what is known of the page tables (INVPCID)."""
 
     def alone(self) -> AbstractContextManager[object]:
         """While this lasts, no other processor of the guest executes anything: LOCK."""
