@@ -20,6 +20,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "doctor": "say what this host's KVM can do, and what to do about what it cannot",
     "run": "run a flat binary, an ELF file or a firmware image",
+    "trace": "run it and write down what the guest does",
     "bench": "measure exits, starts and kicks against a C loop",
 }
 """The commands, each the name of a module of this package, and what they do."""

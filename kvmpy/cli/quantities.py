@@ -3,9 +3,10 @@
 import argparse
 import math
 
-__all__ = ["address", "count", "seconds", "size"]
+__all__ = ["address", "count", "duration", "place", "seconds", "size"]
 
 _SUFFIXES = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+_TIMES = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
 def size(text: str) -> int:
@@ -56,3 +57,25 @@ def seconds(text: str) -> float:
     if not 0 < number < math.inf:  # nan is neither
         raise argparse.ArgumentTypeError(f"{text!r} is no time in seconds above 0")
     return number
+
+
+def duration(text: str) -> float:
+    """A short time, in seconds: a number with ns, us, ms or s."""
+    unit = next((unit for unit in _TIMES if text.endswith(unit)), "s")
+    try:
+        time = float(text.removesuffix(unit)) * _TIMES[unit]
+    except ValueError:
+        time = -1.0
+    if not 0 <= time < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write it as 50us, 2ms or 0.1s")
+    return time
+
+
+def place(text: str) -> range:
+    """An address, or all from one to another: 0x3f8-0x3ff."""
+    first, _, last = text.partition("-")
+    begin = address(first)
+    end = address(last) if last else begin
+    if end < begin:
+        raise argparse.ArgumentTypeError(f"{text!r} ends before it begins")
+    return range(begin, end + 1)

@@ -1,0 +1,210 @@
+"""The machine of the commands that run a guest: a small PC around an image, connected to the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import stat
+import sys
+from typing import TYPE_CHECKING, Any
+
+from kvmpy.cli.quantities import address, count, size
+from kvmpy.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+    from typing import Self
+
+    from kvmpy.boot import Entry, Image
+    from kvmpy.devices import Uart16550
+    from kvmpy.machine import Machine, Outcome
+
+__all__ = ["ImageUnreadable", "SmallPc", "add_image_arguments", "add_machine_arguments", "say"]
+
+MODES = ("real", "protected16", "protected", "long")
+
+
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is run, and how it starts."""
+    parser.add_argument("image", metavar="IMAGE", help="the file to run")
+    image = parser.add_argument_group("the image")
+    image.add_argument(
+        "--mode", choices=MODES,
+        help="how the processor starts; protected16 is protected mode with 16-bit code. Default: real for a flat "
+        "binary; protected or long for an ELF file, by its class",
+    )  # fmt: skip
+    image.add_argument(
+        "--address", type=address, metavar="ADDRESS",
+        help="where a flat binary goes (default 0x1000; 0x7C00 for 512 bytes that end in 55 AA), or where a "
+        "position-independent ELF file goes",
+    )  # fmt: skip
+    image.add_argument(
+        "--entry", type=address, metavar="ADDRESS",
+        help="the first instruction. Default: the first byte of a flat binary, e_entry of an ELF file",
+    )  # fmt: skip
+    image.add_argument(
+        "--ring", type=int, choices=(0, 3), default=0, help="the privilege level to start in (modes protected, long)"
+    )
+    image.add_argument(
+        "--firmware", action="store_true", help="IMAGE is a ROM: it ends at 4 GiB and starts at the reset vector"
+    )
+
+
+def add_machine_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What it runs on; answers the group, for more of the kind."""
+    machine = parser.add_argument_group("the machine")
+    machine.add_argument(
+        "--memory", type=size, default=16 << 20, metavar="SIZE", help="RAM, such as 512K, 16M (the default) or 2G"
+    )
+    machine.add_argument(
+        "--cpus", type=count, default=1, metavar="N", help="processors; all but the first wait for INIT and SIPI"
+    )
+    machine.add_argument("--device", default="/dev/kvm", metavar="PATH", help="KVM's device (default /dev/kvm)")
+    machine.add_argument(
+        "--debug-console", metavar="FILE",
+        help="write what comes from port 0xE9 there instead of to standard output, and also listen at 0x402, where "
+        "firmware writes its log; - is standard error",
+    )  # fmt: skip
+    return machine
+
+
+class ImageUnreadable(OSError):
+    """The file system refused the image."""
+
+
+class SmallPc:
+    """The machine that the arguments ask for, with the image loaded; closed at the end of the `with` block."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        if args.cpus > 0x100:
+            raise UsageError(f"--cpus is at most 256, not {args.cpus}: a PC's CMOS cannot say more")
+        try:
+            self.image = _choose_image(args)
+        except OSError as error:
+            raise ImageUnreadable(error.errno, error.strerror, error.filename) from error
+        self._args = args
+        self._stack = contextlib.ExitStack()
+        self.machine: Machine
+        self.serial: Uart16550
+        """COM1."""
+        self.entry: Entry
+        self._without_bios = False
+
+    def __enter__(self) -> Self:
+        from kvmpy.cli import absent_bios
+        from kvmpy.kvm import Kvm
+        from kvmpy.machine import Machine
+
+        args = self._args
+        with self._stack as stack:
+            kvm = stack.enter_context(Kvm(args.device))
+            self.machine = stack.enter_context(Machine(args.memory, args.cpus, kvm=kvm))
+            self.serial = _plug_in_devices(self.machine, args, stack)
+            self.entry = self.machine.load(self.image)
+            self._without_bios = not args.firmware and absent_bios.install(self.machine.memory, self.entry)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def run(self, timeout: float | None) -> Outcome:
+        """Run the guest with standard input on its serial line, until it ends."""
+        from kvmpy.cli import absent_bios
+
+        with self.console():
+            outcome = self.machine.run(timeout)
+        return absent_bios.explained(outcome, self.machine) if self._without_bios else outcome
+
+    @contextlib.contextmanager
+    def console(self) -> Iterator[None]:
+        """Connect standard input to the serial line: a terminal in raw mode, anything else as it is."""
+        from kvmpy.devices.host_input import InputStream
+
+        machine, serial = self.machine, self.serial
+        if not os.isatty(0):
+            # At its end, or when the writer goes away, input stops and the guest runs on.
+            machine.listen(InputStream(0, serial.send))
+            yield
+            return
+        from kvmpy.cli import terminal
+
+        if not terminal.is_ours(0):
+            yield
+            return
+        keys = terminal.EscapeKey(
+            serial.send,
+            {
+                "x": machine.stop,
+                "b": serial.send_break,
+                "h": lambda: os.write(2, terminal.HELP.encode()),
+                "?": lambda: os.write(2, terminal.HELP.encode()),
+            },
+        )
+        say("Ctrl-A x ends the run, Ctrl-A h lists the keys")
+        with terminal.RawTerminal(0):
+            machine.listen(InputStream(0, keys.feed))
+            yield
+
+
+def say(text: str) -> None:
+    """A line for people, on standard error."""
+    print(f"kvmpy: {text}", file=sys.stderr, flush=True)
+
+
+def _choose_image(args: argparse.Namespace) -> Image:
+    """The loader for the file: by --firmware, by its magic number, or else flat."""
+    from kvmpy.boot import ElfImage, FirmwareImage, FlatImage
+
+    if args.firmware:
+        for name in ("mode", "address", "entry"):
+            if getattr(args, name) is not None:
+                raise UsageError(f"--{name} does not go with --firmware, which starts at the reset vector")
+        length = os.stat(args.image).st_size
+        # A ROM of 256 KiB wants all of itself under 1 MiB; smaller ones have no more than their size.
+        return FirmwareImage(args.image, shadow=min(max(length & -0x1000, 0x1_0000), 0x4_0000))
+    if _magic(args.image) == b"\x7fELF":
+        return ElfImage(args.image, base=args.address, entry=args.entry, mode=args.mode, ring=args.ring)
+    return FlatImage(args.image, args.address, args.mode or "real", entry=args.entry, ring=args.ring)
+
+
+def _magic(path: str) -> bytes:
+    """The first four bytes of a regular file. Others are refused later, by whoever loads them."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a FIFO would block
+        return b""
+    with open(path, "rb") as file:
+        return file.read(4)
+
+
+def _plug_in_devices(machine: Machine, args: argparse.Namespace, stack: contextlib.ExitStack) -> Uart16550:
+    from kvmpy.devices import I8042, Cmos, DebugConsole, DebugExit, FwCfg, PciHostBridge, PostPort, Uart16550
+
+    debug_sink: Any = _to_standard_output
+    if args.debug_console is not None:
+        debug_sink = sys.stderr.buffer
+        if args.debug_console != "-":
+            debug_sink = stack.enter_context(open(args.debug_console, "wb"))  # noqa: SIM115
+        # Not by default: what SeaBIOS says on COM1 it says here too, and the two would be mixed.
+        machine.add(DebugConsole(0x402, sink=debug_sink))
+    below = sum(region.size for region in machine.memory.regions if region.end <= 1 << 32)
+    above = args.memory - below
+    serial = machine.add(Uart16550(sink=_to_standard_output))
+    machine.add(DebugConsole(0xE9, sink=debug_sink))
+    machine.add(PostPort())
+    machine.add(DebugExit())
+    machine.add(I8042())
+    machine.add(Cmos(memory_below_4g=below, memory_above_4g=above, cpus=args.cpus))
+    if args.firmware:
+        machine.add(PciHostBridge())
+        machine.add(FwCfg(cpus=args.cpus, ram_size=args.memory, memory=machine.memory))
+    return serial
+
+
+def _to_standard_output(data: bytes) -> None:
+    """Unbuffered: what the guest has written is on the terminal when the process is killed."""
+    while data:
+        data = data[os.write(1, data) :]
