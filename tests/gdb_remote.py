@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from kvmpy.debug.gdb.listening import Address
@@ -90,13 +91,20 @@ class RemoteClient:
     def item(self) -> bytes | Mark:
         """The next packet or acknowledgement."""
         while (item := self._reader.next()) is None:
-            data = self.socket.recv(0x10000)
+            data = self._receive()
             if not data:
                 raise ConnectionError("the server closed the connection")
             self._reader.feed(data)
         if isinstance(item, bytes) and self.acknowledges:
-            self.socket.sendall(b"+")
+            with suppress(ConnectionError):  # closed after what it sent last
+                self.socket.sendall(b"+")
         return item
+
+    def _receive(self) -> bytes:
+        try:
+            return self.socket.recv(0x10000)
+        except ConnectionError:
+            return b""
 
     def is_closed(self) -> bool:
         """Whether the server closes the connection; waits for it, dropping what comes before."""

@@ -74,6 +74,8 @@ class Listening:
 
 def _tcp_socket(address: tuple[str, int]) -> socket.socket:
     host, port = address
+    if not 0 <= port <= 0xFFFF:  # getaddrinfo would cut it to 16 bits
+        raise ValueError("a port is a number from 0 to 65535")
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, kind, protocol, _, place = found[0]
     listening = socket.socket(family, kind, protocol)

@@ -185,7 +185,8 @@ class SocketServer:
         with self._wake_lock:
             os.eventfd_read(self._wake)
             self._woken = False
-        while self._reports:
+        # Not until there are none: a guest that steps within a range reports again and again, and gdb must be heard.
+        for _ in range(len(self._reports)):
             session, report = self._reports.popleft()
             if self._client is None or session is not self._client.session:
                 continue  # of a session that is over
