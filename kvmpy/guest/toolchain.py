@@ -71,7 +71,7 @@ class SourceError(UsageError):
             f"\n{'>' if number in blamed else ' '}{number:4} {line}"
             for number, line in enumerate(source.splitlines(), 1)
         )
-        super().__init__(f"{' '.join(command)}\n{said.rstrip()}{listing}")
+        super().__init__(f"{said.rstrip()}{listing}\n(said {' '.join(command)})")
         self.command = tuple(command)
         self.said = said
 
@@ -127,8 +127,8 @@ class GnuToolchain:
             if isinstance(source, str) and not _is_path(source):
                 units.append(_Unit([*command, "-x", "c", "-"], source, source, at))
             else:
-                path = at / source
-                units.append(_Unit([*command, str(path)], "", "", at, path.read_bytes()))
+                # As it was given: that is how it is called in messages, in __FILE__ and in line numbers.
+                units.append(_Unit([*command, os.fspath(source)], "", "", at, (at / source).read_bytes()))
         script = None if linker_script is None else (at / linker_script).read_text("utf-8")
         return self._program(units, emulation, bits, address, script)
 

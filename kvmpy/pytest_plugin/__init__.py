@@ -105,7 +105,7 @@ def pytest_runtest_makereport(
 
 
 def _guests_of(request: pytest.FixtureRequest) -> Guests:
-    """What the plugin knows of the guests of this test; its deadline begins with the first call."""
+    """What the plugin knows of the guests of this test."""
     item: pytest.Item = request.node
     if _guests not in item.stash:
         from kvmpy.pytest_plugin.deadline import Deadline

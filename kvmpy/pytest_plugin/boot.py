@@ -43,7 +43,8 @@ class BootResult:
     """The machine, open until the end of the test: its memory and registers can be looked at."""
 
     def __repr__(self) -> str:
-        said = f", console ends with {self.console[-200:]!r}" if self.console else ""
+        last = self.console.rstrip().rpartition("\n")[2]
+        said = f"; the console ends with {last[-100:]!r}" if last else ""
         return f"<BootResult {self.outcome}{said}>"
 
 
@@ -73,8 +74,8 @@ class KvmBoot:
         `kvm_machine`; `machine` are further options of `kvmpy.Machine`.
 
         With `timeout`, a run of so many seconds is an outcome like any other (End.TIMEOUT). The test's own deadline,
-        which is always there, fails the test. With `until` the guest is stopped as soon as its serial port has shown
-        this text; a guest that ends without fails the test.
+        which is always there, fails the test. With `until` the guest is stopped when its serial port has shown this
+        text (what it wrote meanwhile may follow); a guest that ends without fails the test.
         """
         __tracebackhide__ = True
         guest = self._machines(memory, vcpus, **(machine or {}))

@@ -10,27 +10,25 @@ __all__ = ["Deadline"]
 
 
 class Deadline:
-    """The end of the time that guests of a test have, `seconds` from now on. May be infinite."""
+    """The end of the time that the guests of a test have: `seconds` after the first run began. May be infinite."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._end = time.monotonic() + seconds
-
-    @property
-    def left(self) -> float:
-        """Seconds; not less than 0."""
-        return max(0.0, self._end - time.monotonic())
+        self._end: float | None = None
 
     def shorten(self, timeout: float | None) -> tuple[float | None, bool]:
-        """The timeout for a run that would have `timeout`, and whether its end is the deadline and no end of its own.
+        """A run begins that would have `timeout`: the one that it gets, and whether that is the deadline.
 
         Fails the test when the time is over.
         """
         __tracebackhide__ = True
-        left = self.left
-        if not left:
+        now = time.monotonic()
+        if self._end is None:
+            self._end = now + self.seconds
+        left = self._end - now
+        if left <= 0:
             self.fail()
-        if timeout is not None and timeout <= left:
+        if timeout is not None and not timeout > left:  # which NaN is not: the machine refuses it
             return timeout, False
         return (None, False) if left == float("inf") else (left, True)
 

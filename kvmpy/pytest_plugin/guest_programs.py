@@ -41,13 +41,16 @@ class _Maker:
         __tracebackhide__ = True
         try:
             program = make()
-        except ToolMissingError as error:
-            skip_or_fail(str(error), self._config)
-        except SourceError as error:
-            pytest.fail(str(error))
-        if program.warnings:
-            warnings.warn(GuestSourceWarning(program.warnings), stacklevel=3)
-        return program
+        except (ToolMissingError, SourceError) as error:
+            why = error
+        else:
+            if program.warnings:
+                warnings.warn(GuestSourceWarning(program.warnings), stacklevel=3)
+            return program
+        # Out here, so that the report shows one failure and not two.
+        if isinstance(why, ToolMissingError):
+            skip_or_fail(str(why), self._config)
+        pytest.fail(str(why))
 
 
 class KvmGuestAsm(_Maker):

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from kvmpy.pytest_plugin.guests import Guests
 
-__all__ = ["FixtureMachine", "KvmMachine"]
+__all__ = ["HISTORY", "FixtureMachine", "KvmMachine"]
 
-_HISTORY = 1 << 20
+HISTORY = 1 << 20
 """Bytes of output that are kept. Kernels talk a lot, and TAP output of which the beginning is lost is worth little."""
 
 
@@ -46,9 +46,9 @@ class FixtureMachine(Machine):
         self.last_outcome: Outcome | None = None
         """How the last run ended, or None."""
         try:
-            self.console = self.add(Uart16550(history=_HISTORY))
+            self.console = self.add(Uart16550(history=HISTORY))
             """COM1: port 0x3F8, IRQ 4."""
-            self.debug_console = self.add(DebugConsole(history=_HISTORY))
+            self.debug_console = self.add(DebugConsole(history=HISTORY))
             """Port 0xE9."""
             self._exit_port = self.add(_ExitPort())
         except BaseException:

@@ -32,8 +32,11 @@ class KvmTap:
         text = output.console if isinstance(output, BootResult) else output
         report = parse(text)
         problems = list(report.problems)
-        if isinstance(output, BootResult) and (lost := output.machine.console.dropped):
-            problems.insert(0, f"the first {lost} bytes of the console are lost")
+        if isinstance(output, BootResult):
+            if lost := output.machine.console.dropped:
+                problems.insert(0, f"the first {lost} bytes of the console are lost")
+            if problems:
+                problems.append(f"the guest ended: {output.outcome}")
         if report.failed or problems:
             self._guests.failed_inside = True
         try:
@@ -49,7 +52,7 @@ class KvmTap:
             finally:
                 self._guests.giving_sub_results = False
         if problems:
-            total = f"{len(report.results)} test points in the guest, {len(report.failed)} failed"
+            total = f"test points from the guest: {len(report.results)}, failed: {len(report.failed)}"
             pytest.fail("\n".join([total, *problems]), pytrace=False)
         return report
 

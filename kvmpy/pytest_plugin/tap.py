@@ -314,7 +314,7 @@ class _Parser:
             if len(self._blocks) == 1:
                 self._problems.append(f"{self._place()}no plan (1..N): the output may have been cut off")
         elif block.plan != block.count:
-            self._problems.append(f"{self._place()}{block.plan} test points were planned, {block.count} came")
+            self._problems.append(f"{self._place()}the plan was 1..{block.plan}, but {block.count} came")
 
     def _keep_orphans(self, block: _Block) -> None:
         """Results of a subtest that has got no result line of its own."""

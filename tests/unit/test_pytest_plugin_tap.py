@@ -231,15 +231,15 @@ def test_a_child_that_fails_counts_even_when_its_parent_says_ok() -> None:
         ("the system is ready\n", "no TAP or KTAP output was found"),
         ("KTAP version 1\n", "no plan (1..N): the output may have been cut off"),
         ("KTAP version 1\nok 1 a\n", "no plan (1..N): the output may have been cut off"),
-        ("KTAP version 1\n1..3\nok 1 a\nok 2 b\n", "3 test points were planned, 2 came"),
-        ("TAP version 13\n1..1\nok 1 a\nok 2 b\n", "1 test points were planned, 2 came"),
+        ("KTAP version 1\n1..3\nok 1 a\nok 2 b\n", "the plan was 1..3, but 2 came"),
+        ("TAP version 13\n1..1\nok 1 a\nok 2 b\n", "the plan was 1..1, but 2 came"),
         ("TAP version 13\n1..2\nok 1 a\nok 3 b\n", "test point 3 is number 2"),
         ("TAP version 13\n1..1\nok 1 a\n1..2\n", "a second plan, 1..2, after 1..1"),
         ("TAP version 13\n1..5\nok 1 a\nBail out! the disk is gone\nok 2 b\n", "Bail out! the disk is gone"),
         ("TAP version 14\n1..1\n    1..2\n    ok 1 a\n    Bail out!\n", "Bail out!"),
         (
             "KTAP version 1\n1..1\n  KTAP version 1\n  # Subtest: s\n  1..2\n  ok 1 a\nok 1 s\n",
-            "s: 2 test points were planned, 1 came",
+            "s: the plan was 1..2, but 1 came",
         ),
     ],
 )
@@ -260,9 +260,9 @@ def test_output_that_ends_within_a_subtest_shows_what_came_and_what_is_missing()
     """)
     assert [(result.name, result.status) for result in report.results] == [("memory > allocates", PASSED)]
     assert report.problems == (
-        "memory: 3 test points were planned, 1 came",
+        "memory: the plan was 1..3, but 1 came",
         "memory has no result line of its own",
-        "2 test points were planned, 0 came",
+        "the plan was 1..2, but 0 came",
     )
 
 
