@@ -113,10 +113,10 @@ def line_of(file: str, comment: str) -> int:
     return next(number for number, line in enumerate(SOURCES[file].splitlines(), 1) if f"/* {comment} */" in line)
 
 
-def objdump(elf: Path, *options: str) -> list[tuple[int, bytes, str]]:
+def objdump(elf: Path) -> list[tuple[int, bytes, str]]:
     """(address, bytes, text) of every instruction in the sections of code."""
     found: list[tuple[int, bytes, str]] = []
-    for line in _said("objdump", "-d", "-M", "intel", "--wide", "--insn-width=16", *options, str(elf)):
+    for line in _said("objdump", "-d", "-M", "intel", "--wide", "--insn-width=16", str(elf)):
         match = re.fullmatch(r" *([0-9a-f]+):\t((?:[0-9a-f]{2} )+) *\t(.*)", line)
         if match:
             found.append((int(match[1], 16), bytes.fromhex(match[2]), match[3].strip()))

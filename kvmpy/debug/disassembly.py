@@ -112,9 +112,9 @@ class Disassembler:
 
         `code` stands at `address`, and reaches up to `rip` at least; 15 bytes for each instruction and 64 more are
         plenty. `start` is an address where an instruction starts, such as that of the symbol that covers `rip`: from
-        there decoding is exact. Without it, and when decoding from there does not lead to `rip`, it is a guess. x86
-        code cannot be decoded backwards, but decoding falls into step: taken is the way to `rip` that most starts
-        before it lead to. Without capstone one entry has the last bytes.
+        there decoding is exact. Without it, and when decoding from there does not lead to `rip`, it is a guess: x86
+        code cannot be decoded backwards, but decoding falls into step wherever it starts, so the longest way that leads
+        to `rip` is taken. Without capstone one entry has the last bytes.
 
         Raises UsageError when `rip` is not in or right behind `code`.
         """
@@ -163,27 +163,19 @@ def annotate(instruction: Instruction, symbols: SymbolTable | None = None) -> st
 
 
 def _in_step(engine: Any, code: bytes, address: int) -> list[Instruction]:
-    """The instructions on the way through `code`, to its end, that most of its bytes lead to."""
+    """The longest way through `code` to its end: the first byte from which decoding leads there."""
     following: dict[int, Instruction] = {}  # by offset, of those that lead to the end
     for offset in range(len(code) - 1, -1, -1):
         for instruction in _decoded(engine, code[offset : offset + LONGEST_INSTRUCTION], address + offset, 1):
             end = offset + len(instruction.bytes)
             if end == len(code) or end in following:
                 following[offset] = instruction
-    # How many starts lead to an offset: itself, and those before it.
-    starts = dict.fromkeys(following, 1)
-    sources: dict[int, list[int]] = {}
-    for offset in sorted(following):
-        end = offset + len(following[offset].bytes)
-        sources.setdefault(end, []).append(offset)
-        if end in starts:
-            starts[end] += starts[offset]
     found = []
-    at = len(code)
-    while at in sources:
-        at = max(sources[at], key=starts.__getitem__)
+    at = min(following, default=len(code))
+    while at < len(code):
         found.append(following[at])
-    return found[::-1]
+        at += len(following[at].bytes)
+    return found
 
 
 def _decoded(engine: Any, code: bytes, address: int, count: int) -> Iterator[Instruction]:
