@@ -1,8 +1,13 @@
 """The pytest plugin with real guests: each test here runs a session of its own and reads what it says."""
 
 import re
+from pathlib import Path
 
 import pytest
+
+from code_blocks import blocks
+
+PAGE = Path(__file__).parents[2] / "docs" / "testing-kernels.md"
 
 pytest_plugins = ("pytester",)
 
@@ -415,3 +420,16 @@ def test_workers_of_xdist_share_compiled_guests_and_report_as_one_process_does(s
     assert len(programs) == 1
     (folder,) = session.path.glob("runpytest-0/kvmpy-guests")
     assert len(list(folder.iterdir())) == 1
+
+
+def test_the_programs_of_the_page_about_it_do_what_the_page_says(session: pytest.Pytester) -> None:
+    page = [(block.language, block.text) for block in blocks(PAGE)]
+    (kernel,) = (text for language, text in page if language == "c")
+    first, second = (text for language, text in page if language == "python")
+    (session.path / "kernel.c").write_text(kernel)
+    (session.path / "test_kernel.py").write_text(first)
+    (session.path / "test_sector.py").write_text(second)
+    result = run(session, "-v", "-W", "error")
+    result.assert_outcomes(passed=2)
+    (shown,) = (text for language, text in page if language == "text")
+    result.stdout.fnmatch_lines([line.replace("[", "?").replace("]", "?") + "*" for line in shown.splitlines()])
