@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from kvmpy.x86 import modes
 from kvmpy.x86.flags import Rflags
 from kvmpy.x86.register_text import (
+    code_bits,
     general_registers_text,
     mode_text,
     rflags_text,
@@ -65,6 +66,20 @@ def test_modes_are_told_apart() -> None:
     assert mode_text(modes.paging32(0, 0).sregs) == "protected mode, 32 bits, paging, ring 0"
     assert mode_text(modes.pae(0, 0, ring=3).sregs) == "protected mode, 32 bits, PAE paging, ring 3"
     assert mode_text(modes.long_mode(0, 0, bits=32).sregs) == "compatibility mode, 32 bits, ring 0"
+
+
+def test_the_width_of_code_follows_cs() -> None:
+    assert code_bits(modes.real_mode().sregs) == 16
+    assert code_bits(modes.protected_mode(0, bits=16).sregs) == 16
+    assert code_bits(modes.protected_mode(0).sregs) == 32
+    assert code_bits(modes.long_mode(0, 0, bits=32).sregs) == 32
+    assert code_bits(modes.long_mode(0, 0).sregs) == 64
+    left = modes.protected_mode(0).sregs
+    left.cr0 &= ~1
+    assert code_bits(left) == 32, "CS.D counts until CS is loaded"
+    inactive = modes.long_mode(0, 0).sregs
+    inactive.efer &= ~0x400
+    assert code_bits(inactive) == 16, "CS.L is nothing outside of long mode"
 
 
 def test_descriptor_types_are_spelled_out() -> None:
