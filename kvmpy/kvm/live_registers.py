@@ -260,6 +260,9 @@ class LiveRegisters:
     def __str__(self) -> str:
         return str(self.copy())
 
+    def _repr_html_(self) -> str:
+        return self.copy()._repr_html_()
+
     def __repr__(self) -> str:
         return repr(self.copy())
 
@@ -377,6 +380,9 @@ class LiveSystemRegisters:
 
     def __str__(self) -> str:
         return str(self.copy())
+
+    def _repr_html_(self) -> str:
+        return self.copy()._repr_html_()
 
     def __repr__(self) -> str:
         return repr(self.copy())

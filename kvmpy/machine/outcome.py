@@ -79,3 +79,10 @@ class Outcome:
 
     def __repr__(self) -> str:
         return f"<Outcome {self}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: how the run ended, and the crash report, if there is one."""
+        from kvmpy.x86.html_text import preformatted
+
+        report = "" if self.report is None else self.report._repr_html_()
+        return preformatted(str(self), () if self.ok else (str(self.end),)) + report

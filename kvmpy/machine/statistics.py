@@ -59,6 +59,11 @@ class Statistics:
         lines += [f"{access.line()}  (nobody there)" for access in self.unclaimed]
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        from kvmpy.x86.html_text import preformatted
+
+        return preformatted(str(self) or "nothing so far")
+
 
 def collect(loops: "Iterable[RunLoop]", buses: "Iterable[Bus]") -> Statistics:
     """Add up the counts of all vCPUs. Those of a vCPU that runs at this moment may be a few behind."""

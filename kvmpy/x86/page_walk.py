@@ -84,6 +84,11 @@ class Walk:
             lines.append(f"  physical {self.physical:#x}{size}")
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        from kvmpy.x86.html_text import preformatted
+
+        return preformatted(str(self), [str(self.failure)] if self.failure is not None else ())
+
 
 def walk(
     memory: PhysicalMemory,

@@ -102,6 +102,12 @@ class Segment:
     def __reduce__(self) -> "tuple[object, tuple[dict[str, int]]]":  # copy and pickle would assign to fields
         return _segment, (dict(zip(self.__slots__, self._key(), strict=True)),)
 
+    def _repr_html_(self) -> str:
+        from kvmpy.x86.html_text import preformatted
+        from kvmpy.x86.register_text import segment_type_text
+
+        return preformatted(f"{self!r}\n{segment_type_text(self)}")
+
     def __repr__(self) -> str:
         flags = " ".join(f"{name}={getattr(self, name)}" for name in ("dpl", "present", "s", "db", "l", "g", "avl"))
         unusable = " unusable" if self.unusable else ""
@@ -159,6 +165,11 @@ class _Comparable:
         return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
 
     __hash__ = None  # type: ignore[assignment]
+
+    def _repr_html_(self) -> str:
+        from kvmpy.x86.html_text import preformatted
+
+        return preformatted(str(self))
 
     def differences(self, other: "_Comparable") -> dict[str, tuple[object, object]]:
         """Register name -> (here, there), for every register that differs."""

@@ -1,0 +1,58 @@
+"""How a prompt shows values: numbers in hex, everything else as it shows itself."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from types import MethodType
+
+from kvmpy.debug.prompt.command_list import CommandList
+
+__all__ = ["shown"]
+
+_DEEPEST = 20
+
+
+def shown(value: object) -> str:
+    """The text for `value` at a prompt.
+
+    Ints are in hex, also within lists, tuples, sets, dicts and the values of kvmpy; bool, enums and other subclasses
+    of those types are as ever. What kvmpy lays out for reading (registers, walks, outcomes ...) is shown so.
+    """
+    if isinstance(value, MethodType) and value.__module__.startswith("kvmpy.debug.prompt."):
+        return str(CommandList({value.__name__: value}))  # somebody left out the parentheses
+    if type(value).__module__.partition(".")[0] == "kvmpy" and _has_a_text(value):
+        return str(value)
+    return _hex(value, ())
+
+
+def _has_a_text(value: object) -> bool:
+    if isinstance(value, (Enum, BaseException, type)):
+        return False
+    return type(value).__str__ is not object.__str__
+
+
+def _hex(value: object, around: tuple[int, ...]) -> str:
+    """`around`: the containers that this one is in, so that one which contains itself comes to an end."""
+    kind = type(value)
+    if isinstance(value, int) and kind is int:
+        return hex(value)
+    if is_dataclass(value) and not isinstance(value, type) and kind.__module__.partition(".")[0] == "kvmpy":
+        parts = ", ".join(f"{field.name}={_hex(getattr(value, field.name), around)}" for field in fields(value))
+        return f"{kind.__name__}({parts})"
+    if kind not in (list, tuple, set, frozenset, dict) or not value:
+        return repr(value)
+    if id(value) in around or len(around) >= _DEEPEST:
+        return "..."
+    inside = (*around, id(value))
+    if isinstance(value, dict):
+        items = [f"{_hex(key, inside)}: {_hex(content, inside)}" for key, content in value.items()]
+        return f"{{{', '.join(items)}}}"
+    assert isinstance(value, (list, tuple, set, frozenset))
+    items = [_hex(item, inside) for item in value]
+    text = ", ".join(items)
+    if kind is list:
+        return f"[{text}]"
+    if kind is tuple:
+        return f"({text},)" if len(items) == 1 else f"({text})"
+    return f"{{{text}}}" if kind is set else f"frozenset({{{text}}})"

@@ -1,0 +1,27 @@
+"""Texts as HTML, for what notebooks ask of objects: `_repr_html_`.
+
+What is laid out for a terminal stays so, in a fixed-width block; values that deserve a look are marked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = ["escaped", "preformatted"]
+
+_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;"})
+_STYLE = "line-height:1.3;margin:0;padding:0.2em 0;background:none"
+
+
+def escaped(text: str) -> str:
+    """`text` such that HTML shows it as it is. What HTML has no character for, such as NUL, is shown as U+FFFD."""
+    shown = "".join(c if c in "\n\t" or (c >= " " and not "\x7f" <= c <= "\x9f") else "\ufffd" for c in text)
+    return shown.translate(_ENTITIES)
+
+
+def preformatted(text: str, marked: Iterable[str] = ()) -> str:
+    """`text` in fixed width, the first place of each of the words `marked` highlighted. Those must not overlap."""
+    content = escaped(text)
+    for word in marked:
+        content = content.replace(escaped(word), f"<mark>{escaped(word)}</mark>", 1)
+    return f'<pre style="{_STYLE}">{content}</pre>'
