@@ -21,6 +21,7 @@ COMMANDS = {
     "doctor": "say what this host's KVM can do, and what to do about what it cannot",
     "run": "run a flat binary, an ELF file or a firmware image",
     "trace": "run it and write down what the guest does",
+    "shell": "open a Python prompt before it: step, look, change, go on",
     "bench": "measure exits, starts and kicks against a C loop",
 }
 """The commands, each the name of a module of this package, and what they do."""
