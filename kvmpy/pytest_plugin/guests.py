@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from kvmpy.machine.outcome import End
+from kvmpy.machine.outcome import CRASHES
 
 if TYPE_CHECKING:
     import pytest
@@ -20,10 +20,7 @@ __all__ = ["Guests"]
 _TAIL = 16 << 10
 """Characters of a console that a report shows."""
 
-_CRASHES = frozenset((End.TRIPLE_FAULT, End.FAILED, End.PANIC, End.TIMEOUT))
-"""Ends that say little without a crash report. A guest that exits with a code has said itself what was wrong."""
-
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), 127)}
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
 """Control characters but tab and newline, as text: a report must not switch the colours of the terminal."""
 
 
@@ -73,20 +70,20 @@ def _tail(console: ConsoleOutput) -> str:
 
 
 def _end(machine: FixtureMachine) -> str:
-    """How the last run of the machine ended; after a crash with its report, or at least the registers."""
+    """How the last run of the machine ended; after a crash with the report of why."""
     outcome = machine.last_outcome
     if outcome is None:
         return "the machine did not run to an end"
-    if outcome.end not in _CRASHES:
+    if outcome.end not in CRASHES:
         return str(outcome)
-    crash_report = getattr(outcome, "report", None)
-    if crash_report is not None:
-        return f"{crash_report}"
-    return f"{outcome}\n{_registers(machine.vcpus[outcome.vcpu or 0])}"
+    try:  # a report about a failure must not fail itself
+        return str(outcome.report if outcome.report is not None else machine.crash_report(outcome))
+    except Exception as error:
+        return f"{outcome}\nno crash report: {error!r}\n{_registers(machine.vcpus[outcome.vcpu or 0])}"
 
 
 def _registers(vcpu: Vcpu) -> str:
     try:
         return f"{vcpu.regs}\n{vcpu.sregs}"
-    except Exception as error:  # a report about a failure must not fail
-        return f"no registers: {error}"
+    except Exception as error:
+        return f"no registers: {error!r}"

@@ -212,7 +212,7 @@ def test_a_failure_shows_consoles_and_how_the_guest_ended(session: pytest.Pytest
     assert re.search(r"^-+ kvm outcome -+\nhalted", text, re.MULTILINE)
 
     crash = failure(result, "test_triple_fault")
-    assert "triple fault" in crash.partition("kvm outcome")[2]
+    assert "triple fault" in crash.partition("kvm outcome")[2].lower()
     assert re.search(r"rip\W+(0x)?0*1008\b", crash), "registers at the instruction that faulted"
 
     both = failure(result, "test_two_machines")
@@ -304,7 +304,7 @@ def test_a_guest_that_hangs_fails_its_test_at_the_deadline_and_not_the_session(s
     )
     boot = failure(result, "TestMarked.test_boot")
     assert re.search(r"^> +kvm_boot\(LOOP\)\nE ", boot, re.MULTILINE), "the line of the test, not one of the plugin"
-    assert re.search(r"^-+ kvm outcome -+\n.*timeout", boot, re.MULTILINE)
+    assert "timeout" in boot.partition("kvm outcome")[2].lower()
     assert re.search(r"rip\W+(0x)?0*1000\b", boot)
 
 
@@ -431,5 +431,5 @@ def test_the_programs_of_the_page_about_it_do_what_the_page_says(session: pytest
     (session.path / "test_sector.py").write_text(second)
     result = run(session, "-v", "-W", "error")
     result.assert_outcomes(passed=2)
-    (shown,) = (text for language, text in page if language == "text")
+    shown = next(text for language, text in page if language == "text")
     result.stdout.fnmatch_lines([line.replace("[", "?").replace("]", "?") + "*" for line in shown.splitlines()])

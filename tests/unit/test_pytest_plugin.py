@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kvmpy import pytest_plugin
+from kvmpy import End, Outcome, pytest_plugin
+from kvmpy.devices import ConsoleOutput
 from kvmpy.pytest_plugin.deadline import Deadline
+from kvmpy.pytest_plugin.guests import Guests
 
 pytest_plugins = ("pytester",)
 
@@ -235,6 +237,63 @@ def test_no_run_begins_when_the_time_is_over() -> None:
     deadline.shorten(None)
     with pytest.raises(pytest.fail.Exception, match=r"the 1e-09 s were over"):
         deadline.shorten(None)
+
+
+def explained(end: End, report: object) -> Outcome:
+    """An outcome with a crash report, or what stands for one."""
+    outcome = Outcome(end)
+    outcome.report = report  # type: ignore[assignment]
+    return outcome
+
+
+class Unreadable:
+    def __str__(self) -> str:
+        raise ZeroDivisionError("by the report")
+
+
+class StoppedMachine:
+    """As much of a machine as a report looks at."""
+
+    running = False
+
+    def __init__(self, outcome: Outcome | None) -> None:
+        self.last_outcome = outcome
+        self.vcpus = ("neither a vCPU nor its registers",)
+        self.console = ConsoleOutput()
+        self.debug_console = ConsoleOutput()
+
+
+def sections_of(*outcomes: Outcome | None, failed: bool = True) -> list[tuple[str, str]]:
+    """What a report says of a test whose machines ended so."""
+    guests = Guests(Deadline(1))
+    for outcome in outcomes:
+        guests.add_machine(StoppedMachine(outcome))  # type: ignore[arg-type]
+    report = pytest.TestReport("test", ("test.py", 1, "test"), {}, "failed" if failed else "passed", None, "call")
+    guests.describe(report)
+    return report.sections
+
+
+def test_after_a_crash_the_report_of_the_outcome_is_shown() -> None:
+    crash = explained(End.TRIPLE_FAULT, "the IDT has no gate 6")
+    assert sections_of(crash) == [("kvm outcome", "the IDT has no gate 6")]
+    assert sections_of(crash, failed=False) == []
+
+
+def test_a_guest_that_ended_by_itself_needs_no_crash_report() -> None:
+    (section,) = sections_of(explained(End.HALTED, "nothing to see"))
+    assert section == ("kvm outcome", "halted")
+
+
+def test_a_crash_report_that_fails_is_no_further_failure() -> None:
+    (section,) = sections_of(explained(End.PANIC, Unreadable()))
+    assert section[1].startswith("panic\nno crash report: ZeroDivisionError('by the report')\nno registers: ")
+
+
+def test_machines_are_told_apart_also_when_one_never_ran() -> None:
+    assert sections_of(Outcome(End.STOPPED), None) == [
+        ("kvm outcome of machine 1", "stopped"),
+        ("kvm outcome of machine 2", "the machine did not run to an end"),
+    ]
 
 
 def test_each_file_of_the_plugin_is_imported_by_a_name_that_is_no_test() -> None:
