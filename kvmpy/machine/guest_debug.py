@@ -56,6 +56,10 @@ class GuestDebug:
         """Whether KVM_RUN comes back after one instruction."""
         self.software = False
         """Whether INT3 in the guest is an exit."""
+        self.traced = False
+        """Whether a tracer wants to see every instruction. Interrupts are not held back for it: the guest shall do what
+        it does without."""
+        self._without: int | None = None
         self._applied: tuple[int, ...] = (0,)
         known = vcpu.vm.check_extension(_CAP_SET_GUEST_DEBUG2)
         self._block_interrupts = known & KVM_GUESTDBG_BLOCKIRQ
@@ -82,6 +86,7 @@ class GuestDebug:
 
     def apply(self, *, without: int | None = None) -> None:
         """Tell KVM. `without`: an address whose execution shall not stop now, because it is the next instruction."""
+        self._without = without
         registers = {
             slot: register
             for slot, register in self._registers.items()
@@ -91,6 +96,8 @@ class GuestDebug:
         if self.stepping:
             # An interrupt that waits would otherwise make the step end in its handler.
             control |= KVM_GUESTDBG_SINGLESTEP | self._block_interrupts
+        elif self.traced:
+            control |= KVM_GUESTDBG_SINGLESTEP
         if self.software:
             control |= KVM_GUESTDBG_USE_SW_BP
         if control:
@@ -101,6 +108,10 @@ class GuestDebug:
             dr7 |= register.dr7(slot)
         setting = (control, dr7, *addresses)
         # A step is always told anew: KVM remembers the RIP at which it began.
-        if self.stepping or setting != self._applied:
+        if self.stepping or self.traced or setting != self._applied:
             self._vcpu.set_guest_debug(control, addresses if registers else (), dr7 | 0x400 if registers else 0)
             self._applied = setting
+
+    def renew(self) -> None:
+        """Tell KVM the same again: it sets RFLAGS.TF anew, which some instructions clear."""
+        self.apply(without=self._without)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DETAILED", "ChromeTrace"]
 
-DETAILED = 200_000
+DETAILED = 100_000
 """Exits with a slice for the guest before them and with their value. Those after have neither: a file of a million
 exits would take too long to open."""
 

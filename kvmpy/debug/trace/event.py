@@ -46,7 +46,8 @@ class TraceEvent:
     size: int | None = None
     """Bytes of one access, or of the instruction."""
     value: int | bytes | None = None
-    """What was written, or what the device answered; bytes where one exit is a whole string (`rep outs`)."""
+    """What was written, or what the device answered; bytes where one exit is a whole string (`rep outs`). Of a step,
+    the bytes of the instruction."""
     device: str | None = None
     """Who answered; "nobody" where nobody claims the place."""
     queued: bool = False

@@ -1,4 +1,4 @@
-"""A trace as JSON lines: one object an event, always with the same keys."""
+"""A trace as JSON lines: one object an event."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["JsonLines"]
 
 
 class JsonLines:
-    """For scripts. The keys are those of `TraceEvent`; bytes are written in hex."""
+    """For scripts. The keys are those of `TraceEvent`, without those that say nothing; bytes are written in hex."""
 
     def begin(self) -> str:
         """Nothing: each line stands for itself."""
@@ -43,29 +43,29 @@ class JsonLines:
 
 def _template(subject: Subject) -> str:
     """The line of a subject with a number as its value, all but times, vCPU and value filled in."""
-    times = '{"time": %d, "guest": %d, "duration": %d, "vcpu": %d, '
-    fields = _fields(subject, 0, "")
-    first, last = fields.split('"value": 0', 1)
-    return times + f'{first}"value": %d{last}}}\n'.replace("%", "%%").replace('"value": %%d', '"value": %d', 1)
+    first, last = _fields(subject, 0, "").split('"value":0', 1)
+    fixed = [part.replace("%", "%%") for part in (first, last)]
+    return f'{{"time":%d,"guest":%d,"duration":%d,"vcpu":%d,{fixed[0]}"value":%d{fixed[1]}}}\n'
 
 
 def _line(time: int, guest: int, duration: int, vcpu: int | None, subject: Subject, value: Any, text: str) -> str:
-    times = f'{{"time": {time}, "guest": {guest}, "duration": {duration}, "vcpu": {json.dumps(vcpu)}, '
+    times = f'{{"time":{time},"guest":{guest},"duration":{duration},"vcpu":{json.dumps(vcpu)},'
     return f"{times}{_fields(subject, value, text)}}}\n"
 
 
 def _fields(subject: Subject, value: Any, text: str) -> str:
     """All keys but the times and the vCPU, without the braces."""
+    data = subject.code if subject.kind == "step" else value
     fields = {
         "kind": subject.kind,
         "name": subject.name,
         "direction": subject.direction,
         "address": subject.address,
         "size": subject.size,
-        "value": value.hex() if isinstance(value, bytes) else None if isinstance(value, dict) else value,
+        "value": data.hex() if isinstance(data, bytes) else data,
         "device": subject.device,
-        "queued": subject.queued,
-        "text": text or subject.remark,
-        "registers": value if isinstance(value, dict) else {},
+        "queued": subject.queued or None,
+        "text": text or subject.remark or None,
+        "registers": value if isinstance(value, dict) else None,
     }
-    return json.dumps(fields)[1:-1]
+    return json.dumps({key: field for key, field in fields.items() if field is not None}, separators=(",", ":"))[1:-1]

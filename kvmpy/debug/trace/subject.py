@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Protocol
 
+    from kvmpy.debug.disassembly import Disassembler
+    from kvmpy.debug.symbols import SymbolTable
     from kvmpy.machine.bus import Bus
 
     class InterruptingDevice(Protocol):
@@ -41,12 +43,13 @@ class Subject:
     """
 
     __slots__ = (
-        "address", "device", "direction", "kind", "name", "number", "queued", "remark", "rendered", "selected", "size",
+        "address", "code", "device", "direction", "kind", "name", "number", "queued", "remark", "rendered", "selected",
+        "size",
     )  # fmt: skip
 
     def __init__(
         self, kind: str, direction: str | None, address: int | None, size: int | None, name: str, *,
-        device: str | None = None, remark: str = "", queued: bool = False,
+        device: str | None = None, remark: str = "", queued: bool = False, code: bytes = b"",
     ) -> None:  # fmt: skip
         self.kind = kind
         self.direction = direction
@@ -56,6 +59,8 @@ class Subject:
         self.device = device
         self.remark = remark
         self.queued = queued
+        self.code = code
+        """The bytes of the instruction, of steps."""
         self.selected = True
         """Whether the filters let it through."""
         self.number = -1
@@ -82,10 +87,13 @@ class Subjects:
         buses: Iterable[Bus] = (),
         devices: Iterable[InterruptingDevice] = (),
         select: Callable[[Subject], bool] | None = None,
+        symbols: SymbolTable | None = None,
     ) -> None:
         self._buses = {bus.kind: bus for bus in buses}
         self._devices = devices
         self._select = select
+        self._symbols = symbols
+        self._disassembler: Disassembler | None = None
         self._known: dict[tuple[Any, ...], Subject] = {}
         self._changes: tuple[int, ...] = ()
 
@@ -118,7 +126,7 @@ class Subjects:
     def _remembered(self, key: tuple[Any, ...]) -> Subject:
         subject = self._known.get(key)
         if subject is None:
-            subject = self._describe(*key)
+            subject = self._instruction(*key[1:]) if key[0] == "step" else self._describe(*key)
             subject.selected = self._select is None or self._select(subject)
             if len(self._known) >= _KEPT:
                 self._known.clear()
@@ -143,6 +151,24 @@ class Subjects:
         if kind == "hypercall":
             return Subject(kind, None, address, None, f"hypercall {address}")
         return Subject(kind, None, None, None, address or kind)
+
+    def _instruction(self, event: str | None, address: int, code: bytes, bits: int) -> Subject:
+        """An instruction that was executed; with `event`, one that an interrupt or exception came before."""
+        from kvmpy.debug.disassembly import Disassembler, annotate
+
+        if self._disassembler is None:
+            self._disassembler = Disassembler()
+        found = self._disassembler.disassemble(code, address, bits, 1)
+        if not found:
+            return Subject("step", None, address, None, "not in memory")
+        instruction = found[0]
+        symbol = self._symbols.at(address) if self._symbols else None
+        text, data = annotate(instruction, self._symbols), instruction.bytes
+        if event:
+            return Subject(
+                "step", None, address, None, f"interrupt or exception before {text}", remark=str(symbol or "")
+            )
+        return Subject("step", None, address, len(data), text, remark=str(symbol or ""), code=data)
 
     def _owner(self, kind: str, address: int, size: int) -> str:
         """The names of all whom an access reaches, lowest address first."""
@@ -190,7 +216,7 @@ def event_of(record: Record) -> TraceEvent:
         direction=subject.direction,
         address=subject.address,
         size=subject.size,
-        value=None if isinstance(value, dict) else value,
+        value=subject.code if subject.kind == "step" else value,
         device=subject.device,
         queued=subject.queued,
         text=text or subject.remark,

@@ -12,7 +12,7 @@ __all__ = ["TextForm", "event_line", "shown_value"]
 
 _HEADER = "#      time s vcpu   guest us    took us  what                      value               device"
 _TIMES = "%13.9f %4s %10.3f %10.3f  "
-_NAME, _VALUE = 24, 18
+_NAME, _VALUE, _CODE = 24, 18, 21
 _BYTES_SHOWN = 32
 
 
@@ -48,10 +48,12 @@ class TextForm:
 
 def event_line(event: TraceEvent) -> str:
     """The line of one event, without its end."""
-    value: Any = event.registers or event.value
-    name = _quoted(event)
-    what = _what(name, _shown(value, event.size or 1, event.direction), event.device or "", event.text)
-    return _times(event.time, event.guest, event.duration, event.vcpu) + what
+    times = _times(event.time, event.guest, event.duration, event.vcpu)
+    if event.kind == "step":
+        code = event.value if isinstance(event.value, bytes) else b""
+        return times + _step(event.address, code, event.name, _shown(event.registers, 1, None), event.text)
+    shown = _shown(event.value, event.size or 1, event.direction)
+    return times + _what(_quoted(event), shown, event.device or "", event.text)
 
 
 def _times(time: int, guest: int, duration: int, vcpu: int | None) -> str:
@@ -62,13 +64,21 @@ def _what(name: str, value: str, device: str, more: str) -> str:
     return f"{name:<{_NAME}} {value:<{_VALUE}}  {device}{f' ({more})' if more else ''}".rstrip()
 
 
+def _step(address: int | None, code: bytes, instruction: str, registers: str, symbol: str) -> str:
+    place = f"{address or 0:#x}{f' <{symbol}>' if symbol else ''}"
+    return f"{place:<{_NAME}} {code.hex(' '):<{_CODE}} {instruction:<32} {registers}".rstrip()
+
+
 def _quoted(subject: TraceEvent | Subject) -> str:
     return f"{subject.name} (queued)" if subject.queued else subject.name
 
 
 def _line(time: int, guest: int, duration: int, vcpu: int | None, subject: Subject, value: Any, text: str) -> str:
     shown = _shown(value, subject.size or 1, subject.direction)
-    what = _what(_quoted(subject), shown, subject.device or "", text or subject.remark)
+    if subject.kind == "step":
+        what = _step(subject.address, subject.code, subject.name, shown, subject.remark)
+    else:
+        what = _what(_quoted(subject), shown, subject.device or "", text or subject.remark)
     return f"{_times(time, guest, duration, vcpu)}{what}\n"
 
 

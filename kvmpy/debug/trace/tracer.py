@@ -10,6 +10,7 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from kvmpy.debug.trace.selection import Selection
+from kvmpy.debug.trace.steps import StepObserver
 from kvmpy.debug.trace.subject import Subjects, event_of
 from kvmpy.debug.trace.trace_file import TraceFile
 from kvmpy.debug.trace.trace_format import TraceFormat, format_named, make_format
@@ -96,8 +97,10 @@ class Tracer:
         self._ring: deque[Record] | None = None
         if self.path is None or ring is not None:
             self._ring = deque(maxlen=ring or RING)
-        self._steps = steps
-        self._subjects = Subjects((machine.ports, machine.mmio), machine.devices, self._selection.takes)
+        self._steps = StepObserver(machine, self.note) if steps else None
+        self._subjects = Subjects(
+            (machine.ports, machine.mmio), machine.devices, self._selection.takes, machine.symbols if steps else None
+        )
         self._file: TraceFile | None = None
         self._format: TraceFormat | None = None
         self._notes: list[Note] = []
@@ -124,14 +127,18 @@ class Tracer:
         self._began = perf_counter_ns()
         self._next_write = self._began + _EVERY
         self.machine.board.observe_levels(self._note_level)
+        if self._steps is not None:
+            self._steps.start()
         for runner in runners:
-            runner.observe(self)
+            runner.observe(self._steps or self)
         return self
 
     def close(self) -> None:
         """End the trace and complete its file. Raises TraceError when not all events could be written."""
         if self._state != "on":
             return
+        if self._steps is not None:
+            self._steps.stop()
         for runner in self.machine.runners:
             runner.observer = None
             if not runner.vcpu.closed:

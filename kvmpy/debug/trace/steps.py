@@ -1,0 +1,243 @@
+"""Single steps as events: which instruction a vCPU executed, and what it changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kvmpy.abi.flags import KVM_MP_STATE_HALTED
+from kvmpy.debug.program_counter import linear_pc
+from kvmpy.exits import Debug, Hlt, InternalError
+from kvmpy.x86.flags import Cr0
+from kvmpy.x86.register_text import code_bits
+from kvmpy.x86.registers import GENERAL_REGISTERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    from kvmpy._exit import Exit
+    from kvmpy.debug.trace.subject import What
+    from kvmpy.kvm import Vcpu
+    from kvmpy.machine import Machine
+    from kvmpy.machine.outcome import Outcome
+    from kvmpy.machine.vcpu_runner import VcpuRunner
+    from kvmpy.x86.registers import Segment
+
+    class _SystemRegisters(Protocol):
+        @property
+        def cs(self) -> Segment: ...
+        @property
+        def ss(self) -> Segment: ...
+        @property
+        def cr0(self) -> int: ...
+
+
+__all__ = ["StepObserver"]
+
+_STEP = 1 << 14
+"""DR6.BS: a single step ended (SDM vol. 3, 18.2.3)."""
+_LONGEST = 15
+_RSP, _RIP = GENERAL_REGISTERS.index("rsp"), GENERAL_REGISTERS.index("rip")
+_PAGE = 0x1000
+_HLT = b"\xf4"
+_PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3))
+_REX = range(0x40, 0x50)
+_CLEAR_TF = frozenset((0x9D, 0xCF, 0xCC, 0xCD, 0xCE, 0xF1))  # POPF, IRET, INT3, INT n, INTO, INT1
+_CLEAR_TF_0F = frozenset((b"\x05", b"\x07", b"\x34", b"\x35"))  # SYSCALL, SYSRET, SYSENTER, SYSEXIT
+
+
+class StepObserver:
+    """Stands between the run loops and a tracer: has the vCPUs step, and makes events of the steps."""
+
+    def __init__(self, machine: Machine, note: Callable[..., None]) -> None:
+        self._machine = machine
+        self._note = note
+        self._runners = machine.runners
+        self._stepped = {runner.vcpu.id: _SteppedVcpu(runner) for runner in self._runners}
+
+    def start(self) -> None:
+        """Have every vCPU step from its next entry on."""
+        for runner in self._runners:
+            runner.exit_handlers.setdefault(Debug, self._go_on)
+            self._do(runner, self._stepped[runner.vcpu.id].start)
+
+    def stop(self) -> None:
+        """Let them run again."""
+        for runner in self._runners:
+            if runner.exit_handlers.get(Debug) == self._go_on:
+                del runner.exit_handlers[Debug]
+            if not runner.vcpu.closed:
+                self._do(runner, self._stepped[runner.vcpu.id].stop)
+
+    def _do(self, runner: VcpuRunner, call: Callable[[], None]) -> None:
+        """Between two exits, in the vCPU's thread where it has one now."""
+        if self._machine.running:
+            runner.post(call)
+        else:
+            call()
+
+    def _go_on(self, vcpu: Vcpu, event: Exit) -> Outcome | None:
+        """In place of "nobody handles Debug": a step ends nothing, unless it was that of a HLT."""
+        runner = next(runner for runner in self._runners if runner.vcpu is vcpu)
+        if not (isinstance(event, Debug) and event.dr6 & _STEP):
+            return runner.outcome_of(event)
+        if not self._stepped[vcpu.id].has_halted:
+            return None
+        # Where KVM's emulator executes HLT, the step takes the place of the exit, or of the sleep.
+        if not vcpu.vm.irqchip:
+            return runner.outcome_of(Hlt())
+        vcpu.set_mp_state(KVM_MP_STATE_HALTED)  # an interrupt that waits already ends it at once
+        return None
+
+    def note(self, vcpu: int, entered: int, left: int, handled: int, what: What, value: Any, /) -> None:
+        """As `Observer.note`, in the vCPU's thread: there its registers can be read."""
+        stepped = self._stepped[vcpu]
+        if not stepped.on:
+            self._note(vcpu, entered, left, handled, what, value)
+        elif type(what) is Debug and what.dr6 & _STEP:
+            self._note(vcpu, entered, left, handled, *stepped.completed())
+        else:
+            self._note(vcpu, entered, left, handled, what, value)
+            if type(what) is InternalError and stepped.has_moved:  # done in software
+                self._note(vcpu, handled, handled, handled, *stepped.completed())
+            stepped.renew()
+
+
+class _SteppedVcpu:
+    """Where a vCPU is: its next instruction and its registers, to be compared after the step."""
+
+    def __init__(self, runner: VcpuRunner) -> None:
+        self._debug = runner.debug
+        self._vcpu = runner.vcpu
+        self.on = False
+        self._address = 0
+        self._code = b""
+        self._bits = 16
+        self._registers: tuple[int, ...] = ()
+        self._page: tuple[int, int, int] | None = None
+        """Of the code: CR3, and a virtual and the physical address of the page."""
+        self._frame: _Frame | None = None
+        """Where an event that comes before the next instruction would leave its return address."""
+
+    def start(self) -> None:
+        """In the vCPU's thread, between two exits."""
+        self._debug.traced = True
+        self._debug.apply()
+        self._look()
+        self.on = True
+
+    def stop(self) -> None:
+        """The same."""
+        self.on = False
+        self._debug.traced = False
+        self._debug.apply()
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether RIP is another one than at the last look."""
+        return linear_pc(self._vcpu) != self._address
+
+    @property
+    def has_halted(self) -> bool:
+        """Whether the instruction that was executed is a HLT that did halt."""
+        length = _prefixes(self._code, self._bits) + 1
+        return self._code[length - 1 : length] == _HLT and linear_pc(self._vcpu) == self._address + length
+
+    def renew(self) -> None:
+        """After an exit that was no step: the next instruction shall be one again."""
+        self._debug.renew()
+
+    def completed(self) -> tuple[What, dict[str, int]]:
+        """An instruction was executed: what it was, and the registers that it changed, RIP aside."""
+        address, code, before = self._address, self._code, self._registers
+        bits, frame = self._bits, self._frame
+        if _clears_tf(code, bits):
+            self._debug.renew()
+        self._look()
+        # An interrupt or exception came first, and what was executed is the first instruction of its handler.
+        event = frame is not None and self._registers[_RSP] <= frame.address and self._holds(frame)
+        what = ("step", "event" if event else None, address, code, bits)
+        changed = {
+            name: now for name, now, then in zip(GENERAL_REGISTERS, self._registers, before, strict=True) if now != then
+        }
+        changed.pop("rip", None)
+        return what, changed
+
+    def _look(self) -> None:
+        vcpu = self._vcpu
+        regs, sregs = vcpu.regs, vcpu.sregs
+        self._registers = tuple([getattr(regs, name) for name in GENERAL_REGISTERS])
+        self._address = linear_pc(vcpu)
+        self._bits = code_bits(sregs)
+        self._code = self._read(self._address)
+        self._frame = _frame(self._bits, self._registers[_RSP], self._registers[_RIP], sregs)
+
+    def _holds(self, frame: _Frame) -> bool:
+        physical = self._physical(frame.base + frame.address)
+        memory = self._vcpu.vm.memory
+        if physical is None or memory.region_at(physical) is None or memory.region_at(physical + 15) is None:
+            return False
+        return memory.read(physical, len(frame.content)) == frame.content
+
+    def _read(self, address: int) -> bytes:
+        """The bytes at a linear address, as many as an instruction may have and as are mapped."""
+        room = min(_PAGE - address % _PAGE, _LONGEST)
+        code = self._read_in_page(address, room)
+        if len(code) == room < _LONGEST:
+            code += self._read_in_page(address + room, _LONGEST - room)
+        return code
+
+    def _read_in_page(self, address: int, length: int) -> bytes:
+        memory = self._vcpu.vm.memory
+        physical = self._physical(address)
+        if physical is None or memory.region_at(physical) is None:
+            return b""
+        return memory.read(physical, length)
+
+    def _physical(self, address: int) -> int | None:
+        sregs = self._vcpu.sregs
+        if not sregs.cr0 & Cr0.PG:
+            return address
+        page = self._page
+        if page is None or page[0] != sregs.cr3 or page[1] != address // _PAGE:
+            translation = self._vcpu.translate(address)
+            if not translation.valid:
+                return None
+            self._page = page = (sregs.cr3, address // _PAGE, translation.physical_address // _PAGE)
+        return page[2] * _PAGE + address % _PAGE
+
+
+class _Frame(NamedTuple):
+    """What delivery of an event pushes last, an error code aside: the return address, with CS."""
+
+    base: int
+    address: int
+    """Relative to the base of SS, like RSP."""
+    content: bytes
+
+
+def _frame(bits: int, rsp: int, rip: int, sregs: _SystemRegisters) -> _Frame | None:
+    """The frame on the present stack (SDM vol. 3, 6.12.1, 6.14.2, and 20.1.4 for real mode); None for other modes."""
+    selector = sregs.cs.selector
+    if not sregs.cr0 & Cr0.PE:
+        return _Frame(sregs.ss.base, rsp - 6 & 0xFFFF, (rip & 0xFFFF | selector << 16).to_bytes(4, "little"))
+    if bits == 32 and rsp >= 12:
+        return _Frame(sregs.ss.base, rsp - 12, (rip & 0xFFFF_FFFF | selector << 32).to_bytes(6, "little"))
+    if bits == 64 and rsp >= 64:
+        return _Frame(0, (rsp & -16) - 40, (rip | selector << 64).to_bytes(10, "little"))
+    return None
+
+
+def _prefixes(code: bytes, bits: int) -> int:
+    """How many prefixes an instruction has."""
+    count = 0
+    while count < len(code) and (code[count] in _PREFIXES or (bits == 64 and code[count] in _REX)):
+        count += 1
+    return count
+
+
+def _clears_tf(code: bytes, bits: int) -> bool:
+    """Whether an instruction loads RFLAGS, or enters a handler, so that RFLAGS.TF may be gone behind it."""
+    at = _prefixes(code, bits)
+    opcode = code[at : at + 2]
+    return opcode[:1] != b"" and (opcode[0] in _CLEAR_TF or (opcode[0] == 0x0F and opcode[1:] in _CLEAR_TF_0F))
