@@ -53,9 +53,7 @@ class Points:
             physical = self._translate(self.machine.vcpus[0], address)
             self._software.insert(self.machine.vcpus[0], physical)
             point.physical = physical
-            for vcpu in self._vcpus.values():
-                vcpu.debug.software = True
-                vcpu.apply()
+            self.software_changed()
         self.points.append(point)
         return point
 
@@ -109,6 +107,15 @@ class Points:
             self._software.remove(point.physical)
         if isinstance(point, Watchpoint) and not point.hardware:
             self._watched.remove(point)
+        self.software_changed()
+
+    @property
+    def software(self) -> SoftwareBreakpoints:
+        """The breakpoints in memory, for others who set some of their own; then comes `software_changed`."""
+        return self._software
+
+    def software_changed(self) -> None:
+        """Have every vCPU come out at breakpoints in memory as long as there are any. While no vCPU runs."""
         for vcpu in self._vcpus.values():
             vcpu.debug.software = bool(self._software)
             vcpu.apply()

@@ -44,14 +44,15 @@ class SoftwareBreakpoints:
     def __contains__(self, physical: int) -> bool:
         return physical in self._patches
 
-    def insert(self, vcpu: Vcpu, physical: int) -> None:
-        """Replace the byte at guest-physical `physical`, for the mode that `vcpu` is in now.
+    def insert(self, vcpu: Vcpu, physical: int, *, real_mode: bool | None = None) -> None:
+        """Replace the byte at guest-physical `physical`, for the mode that `vcpu` is in now, or the one that is given.
 
         Raises UsageError where this host's KVM has no instruction that comes out, GuestMemoryError outside memory.
         """
         patch = self._patches.get(physical)
         if patch is None:
-            real_mode = not vcpu.sregs.cr0 & Cr0.PE
+            if real_mode is None:
+                real_mode = not vcpu.sregs.cr0 & Cr0.PE
             byte = breakpoint_byte(real_mode)
             if byte is None:
                 raise UsageError("this host's KVM reports no software breakpoints in this mode; use hardware=True")
