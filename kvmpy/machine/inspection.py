@@ -10,12 +10,17 @@ from kvmpy.machine.run_control import RunControl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import os
+    from typing import Any
+
     from kvmpy._exit import Exit
     from kvmpy.boot.image import Image
     from kvmpy.debug.breakpoint import Breakpoint, Condition, Handler, Watchpoint
     from kvmpy.debug.crash_report import CrashReport
     from kvmpy.debug.debugger import Debugger
+    from kvmpy.debug.gdb.server import GdbServer
     from kvmpy.debug.symbols import LineTable, SymbolTable
+    from kvmpy.debug.trace import Tracer
     from kvmpy.kvm import Vm
     from kvmpy.machine.bus import Bus
     from kvmpy.machine.outcome import Outcome
@@ -36,7 +41,7 @@ class Inspection:
     """What `load` was given last."""
     _runners: "list[VcpuRunner]"
     _control: RunControl
-    crash_reports = False
+    crash_reports = True
     """Whether a bad end is looked into at once, for `Outcome.report`; False saves some milliseconds then."""
     _debugger: "Debugger | None" = None
     _symbols: "SymbolTable | None" = None
@@ -70,6 +75,16 @@ class Inspection:
         from kvmpy.debug.crash_report import CrashReport
 
         return CrashReport.capture(self, outcome)  # type: ignore[arg-type]
+
+    def trace(self, path: "str | os.PathLike[str] | None" = None, **options: "Any") -> "Tracer":
+        """Record every exit while a `with` block lasts: to a file, or the last ones in memory.
+
+        `with machine.trace("boot.html"): machine.run()`. `options` are those of `kvmpy.debug.trace.Tracer`: format,
+        filters, ring, steps. Without a trace nothing of it costs anything.
+        """
+        from kvmpy.debug.trace import Tracer
+
+        return Tracer(self, path, **options)  # type: ignore[arg-type]
 
     # Symbols
 
@@ -146,3 +161,16 @@ class Inspection:
             return self._run_here([runner], timeout, False)
         finally:
             self.debugger.plan_steps(runner.vcpu, 0)
+
+    def serve_gdb(
+        self, address: "tuple[str, int] | str" = ("127.0.0.1", 1234), *, wait: bool = False,
+        architecture: str | None = None,
+    ) -> "GdbServer":  # fmt: skip
+        """Let gdb debug this machine (`target remote :1234`) while a `with` block lasts, or until `close`.
+
+        `address` is (host, port), with port 0 for any, or the path of a UNIX socket. With `wait` the guest stands until
+        a gdb has attached and let it go. See `kvmpy.debug.gdb.server.GdbServer`.
+        """
+        from kvmpy.debug.gdb.server import GdbServer
+
+        return GdbServer(self, address, wait=wait, architecture=architecture)  # type: ignore[arg-type]
