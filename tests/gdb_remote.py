@@ -14,7 +14,7 @@ from kvmpy.debug.gdb.listening import Address
 from kvmpy.debug.gdb.packet import Mark, PacketReader, encode
 from kvmpy.pytest_plugin.requirement import skip_or_fail
 
-__all__ = ["RemoteClient", "remote_name", "run_gdb"]
+__all__ = ["PATIENCE", "RemoteClient", "gdb_command", "remote_name", "run_gdb"]
 
 PATIENCE = 20.0
 
@@ -24,20 +24,25 @@ def remote_name(address: Address) -> str:
     return address if isinstance(address, str) else f"{address[0]}:{address[1]}"
 
 
-def run_gdb(address: Address | None, *commands: str, program: Path | None = None) -> str:
-    """What a real gdb prints for some commands, after it has connected to `address`."""
+def gdb_command(address: Address, *commands: str, program: Path | None = None) -> list[str]:
+    """The command line of a real gdb that connects to `address` and then does `commands`."""
     path = shutil.which("gdb")
     if path is None:
         skip_or_fail("needs `gdb` (Debian package gdb)")
     script = ["set confirm off", "set pagination off", "set width 0", "set style enabled off", "set remotetimeout 10"]
-    if address is not None:
-        script.append(f"target remote {remote_name(address)}")
+    script.append(f"target remote {remote_name(address)}")
     arguments = [argument for command in (*script, *commands) for argument in ("-ex", command)]
+    return [path, "-nx", "-batch", *arguments, *([str(program)] if program is not None else [])]
+
+
+def run_gdb(address: Address, *commands: str, program: Path | None = None) -> str:
+    """What a real gdb prints for some commands."""
     done = subprocess.run(
-        [path, "-nx", "-batch", *arguments, *([str(program)] if program is not None else [])],
-        capture_output=True, text=True, timeout=PATIENCE * 2, check=False, stdin=subprocess.DEVNULL,
+        gdb_command(address, *commands, program=program),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=2 * PATIENCE,
+        check=False,
     )  # fmt: skip
-    return done.stdout + done.stderr
+    return done.stdout
 
 
 class RemoteClient:

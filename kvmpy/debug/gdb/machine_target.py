@@ -55,6 +55,8 @@ class MachineTarget:
         self._debugger = machine.debugger
         self._foremost = 1
         """The thread that a Ctrl-C is told of."""
+        self._held = False
+        """Whether the guest stands and waits for a gdb."""
         self._points: dict[tuple[Point, int, int], Breakpoint | Watchpoint] = {}
         # Below: shared with the threads that report stops. Nothing of the machine is called with the lock held.
         self._lock = threading.Lock()
@@ -68,9 +70,22 @@ class MachineTarget:
 
     # Coming and going
 
+    def hold(self) -> None:
+        """Have all vCPUs stand before any gdb is there: the next run begins by waiting for one."""
+        self._debugger.attach(self._stopped)
+        self._held = True
+        self.wait_until_standing()
+
+    def release(self) -> None:
+        """End a `hold` for which no gdb came."""
+        if self._held:
+            self.disconnect()
+
     def connect(self, report: Callable[[Report], None]) -> ThreadStopped:
         """All vCPUs stand from here on; without a run under way, the next one begins by standing."""
-        self._debugger.attach(self._stopped)
+        if not self._held:
+            self._debugger.attach(self._stopped)
+        self._held = False
         with self._lock:
             self._report, self._awaited, self._ending = report, False, None
             self._kept.clear()
@@ -79,6 +94,7 @@ class MachineTarget:
 
     def disconnect(self) -> None:
         """Remove what gdb inserted, and let the guest go on."""
+        self._held = False
         with self._lock:
             self._report = None
         with suppress(ClosedError):

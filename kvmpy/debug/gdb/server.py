@@ -23,11 +23,26 @@ class GdbServer(SocketServer):
     only where that is meant. `architecture` ("i386:x86-64", "i386", "i8086") is what gdb is told instead of what fits
     the mode of the guest.
 
-    When gdb attaches all vCPUs stand; a run that begins later begins by standing. When it leaves, in whatever way, its
-    breakpoints go and the guest runs on. Raises UsageError when the address cannot be had.
+    When gdb attaches all vCPUs stand; a run that begins later begins by standing. With `wait`, it stands even before a
+    gdb is there, so that nothing is missed. When gdb leaves, in whatever way, its breakpoints go and the guest runs on.
+    Raises UsageError when the address cannot be had, or, with `wait`, when the machine has another debugger attached.
     """
 
-    def __init__(self, machine: Machine, address: Address = (LOOPBACK, 0), *, architecture: str | None = None) -> None:
+    def __init__(
+        self, machine: Machine, address: Address = (LOOPBACK, 0), *, wait: bool = False, architecture: str | None = None
+    ) -> None:
         self.machine = machine
         fixed = architecture_named(architecture) if architecture is not None else None
-        super().__init__(MachineTarget(machine), address, architecture=fixed)
+        self._machine_target = MachineTarget(machine)
+        if wait:
+            self._machine_target.hold()
+        try:
+            super().__init__(self._machine_target, address, architecture=fixed)
+        except BaseException:
+            self._machine_target.release()
+            raise
+
+    def close(self) -> None:
+        """End the session, telling gdb, and stop listening. The guest goes on, also one that waits for a gdb."""
+        super().close()
+        self._machine_target.release()

@@ -11,6 +11,7 @@ import socket
 import threading
 from collections import deque
 from contextlib import suppress
+from typing import Self
 
 from kvmpy.debug.gdb.architecture import Architecture
 from kvmpy.debug.gdb.link import Link
@@ -121,7 +122,7 @@ class SocketServer:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def __enter__(self) -> SocketServer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
