@@ -61,12 +61,18 @@ def _times(time: int, guest: int, duration: int, vcpu: int | None) -> str:
 
 
 def _what(name: str, value: str, device: str, more: str) -> str:
-    return f"{name:<{_NAME}} {value:<{_VALUE}}  {device}{f' ({more})' if more else ''}".rstrip()
+    who = f"{_printable(device)} ({_printable(more)})" if more else _printable(device)
+    return f"{name:<{_NAME}} {value:<{_VALUE}}  {who}".rstrip()
+
+
+def _printable(text: str) -> str:
+    """A name of somebody else's, in one line and without commands for the terminal."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def _step(address: int | None, code: bytes, instruction: str, registers: str, symbol: str) -> str:
-    place = f"{address or 0:#x}{f' <{symbol}>' if symbol else ''}"
-    return f"{place:<{_NAME}} {code.hex(' '):<{_CODE}} {instruction:<32} {registers}".rstrip()
+    place = f"{address or 0:#x}{f' <{_printable(symbol)}>' if symbol else ''}"
+    return f"{place:<{_NAME}} {code.hex(' '):<{_CODE}} {_printable(instruction):<32} {registers}".rstrip()
 
 
 def _quoted(subject: TraceEvent | Subject) -> str:
