@@ -192,9 +192,12 @@ class RunControl:
                 vcpu.claim()
 
     def _stand(self, vcpu: Vcpu) -> None:
-        self._standing.add(vcpu)
-        self._changed.notify_all()
-        while self.must_stand(vcpu) and not self.leaving:
+        while True:
+            # Each time: `let_one_run` counts it as running before it wakes, and may be called off before, too.
+            self._standing.add(vcpu)
+            self._changed.notify_all()
+            if self.leaving or not self.must_stand(vcpu):
+                break
             self._changed.wait()
         self._standing.discard(vcpu)
 
