@@ -71,6 +71,11 @@ class FlatImage:
         """The mode that the processor starts in."""
         return self._start.mode
 
+    @property
+    def source(self) -> ImageSource:
+        """Where the bytes come from: its `name` is the path of a file."""
+        return self._source
+
     def memory_needs(self) -> tuple[RomMapping, ...]:
         """Nothing: a flat image lives in RAM."""
         return ()
