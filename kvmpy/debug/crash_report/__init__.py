@@ -7,6 +7,7 @@ again by single steps, for hosts where KVM throws the registers of a triple faul
 from __future__ import annotations
 
 from kvmpy.debug.crash_report.findings import RULES, Finding, Rule, Weight
+from kvmpy.debug.crash_report.replay import replay
 from kvmpy.debug.crash_report.report import CrashReport
 
-__all__ = ["RULES", "CrashReport", "Finding", "Rule", "Weight"]
+__all__ = ["RULES", "CrashReport", "Finding", "Rule", "Weight", "replay"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kvmpy.debug.crash_report.text import heading
+
 if TYPE_CHECKING:
     from kvmpy.debug.crash_report.findings import Finding
     from kvmpy.debug.crash_report.report import CrashReport
@@ -35,7 +37,7 @@ def fragment(report: CrashReport) -> str:
         f'<p class="sentence">{_escaped(report.summary)}</p>',
         f"<p>{_escaped(report.mode)}</p>",
     ]
-    parts += (_finding(finding) for finding in report.findings)
+    parts += (_finding(finding, heading(finding, number)) for number, finding in enumerate(report.findings))
     if not report.findings:
         parts.append("<p>No classic mistake was recognized.</p>")
     parts += (_section(section) for section in report.sections)
@@ -47,12 +49,11 @@ def fragment(report: CrashReport) -> str:
     return text.encode("ascii", "xmlcharrefreplace").decode("ascii")
 
 
-def _finding(finding: Finding) -> str:
-    heading = finding.weight.heading
+def _finding(finding: Finding, title: str) -> str:
     rule = f"<p><i>{_escaped(finding.rule)}</i> ({_escaped(finding.source)})</p>" if finding.rule else ""
     return (
         f'<div class="finding {finding.weight.name.lower()}">'
-        f"<p><b>{_escaped(heading[:1].upper() + heading[1:])}: {_escaped(finding.title)}</b> "
+        f"<p><b>{_escaped(title)}: {_escaped(finding.title)}</b> "
         f"<code>{_escaped(finding.id)}</code></p>"
         f"<p>{_escaped(finding.text.rstrip('.'))}.</p>{rule}<p>{_escaped(finding.remedy)}</p></div>"
     )

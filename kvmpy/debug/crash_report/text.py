@@ -5,11 +5,13 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
+from kvmpy.debug.crash_report.findings.finding import Weight
+
 if TYPE_CHECKING:
     from kvmpy.debug.crash_report.findings import Finding
     from kvmpy.debug.crash_report.report import CrashReport
 
-__all__ = ["page"]
+__all__ = ["heading", "page"]
 
 _WIDTH = 110
 
@@ -17,8 +19,8 @@ _WIDTH = 110
 def page(report: CrashReport) -> str:
     """All of it, the most important first."""
     parts = [report.summary, f"({report.mode})", ""]
-    for finding in report.findings:
-        parts += [*_finding(finding), ""]
+    for number, finding in enumerate(report.findings):
+        parts += [*_finding(finding, heading(finding, number)), ""]
     if not report.findings:
         parts += ["No classic mistake was recognized.", ""]
     for section in report.sections:
@@ -34,9 +36,14 @@ def page(report: CrashReport) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _finding(finding: Finding) -> list[str]:
-    heading = finding.weight.heading
-    lines = [f"{heading[:1].upper()}{heading[1:]}: {finding.title} [{finding.id}]"]
+def heading(finding: Finding, number: int) -> str:
+    """What stands before a finding. Only one can be the most likely cause; the next ones say the same in other words,
+    or come from the same mistake."""
+    return "Also true" if number and finding.weight is Weight.CAUSE else finding.weight.heading
+
+
+def _finding(finding: Finding, title: str) -> list[str]:
+    lines = [f"{title}: {finding.title} [{finding.id}]"]
     lines += _wrapped("", f"{finding.text.rstrip('.')}.")
     if finding.rule:
         lines += _wrapped("rule: ", f"{finding.rule} ({finding.source})")

@@ -15,7 +15,7 @@ __all__ = ["looks_like"]
 
 _LOOKED_AT = 64
 """Bytes."""
-_NEAR_ENTRY = 0x400
+_NEAR = 0x400
 _FEWEST = 4
 """Instructions that must make sense in the other width."""
 _LEAVE = frozenset((0xC2, 0xC3, 0xCB, 0xCF, 0xE9, 0xEA, 0xEB, 0xF4))
@@ -24,41 +24,56 @@ _LEAVE = frozenset((0xC2, 0xC3, 0xCB, 0xCF, 0xE9, 0xEA, 0xEB, 0xF4))
 
 def looks_like(case: Case) -> int | None:
     """The width that the code makes sense in, when it makes none in the present one; else None."""
-    bits = case.execution.bits
-    code = _code(case)
-    if not any(code):
-        return None
-    odd, _ = _oddities(code, bits)
-    if odd < 2:
+    for start in _starts(case):
+        code = read_linear(case.memory, case.state, start, _LOOKED_AT)
+        found = _better_width(code, case.execution.bits, 2)
+        if found is not None:
+            return found
+    return _looks_back(case)
+
+
+def _better_width(code: bytes, bits: int, fewest: int, *, end: int | None = None) -> int | None:
+    """The width in which the code shows no oddity, when it has at least `fewest` of them as it is.
+
+    With `end`, the other width must also have an instruction end there.
+    """
+    if not any(code) or _oddities(code, bits)[0] < fewest:
         return None
     best: tuple[int, int] | None = None
     for other in (64, 32, 16):
         if other == bits:
             continue
-        strange, count = _oddities(code, other)
-        if strange == 0 and count >= _FEWEST and (best is None or count < best[1]):
+        strange, count, at = _oddities(code, other)
+        fits = strange == 0 and count >= _FEWEST and (end is None or at == end)
+        if fits and (best is None or count < best[1]):
             best = other, count
     return best[0] if best is not None else None
 
 
-def _code(case: Case) -> bytes:
-    """The code from where the guest came into this piece on, as far as that is known."""
-    entry = case.evidence.entry_state
-    start = case.rip
-    if entry is not None and case.evidence.entry_state is not None:
+def _starts(case: Case) -> list[int]:
+    """Addresses where instructions begin: of the entry, of the symbol, and RIP."""
+    starts = []
+    entry, symbols = case.evidence.entry_state, case.evidence.symbols
+    if entry is not None and code_bits(entry.sregs) == case.execution.bits:
         first = entry.regs.rip + (0 if case.execution.bits == 64 else entry.sregs.cs.base)
-        if 0 <= start - first < _NEAR_ENTRY and _width_of_entry(case) == case.execution.bits:
-            start = first
-    return read_linear(case.memory, case.state, start, _LOOKED_AT)
+        starts.append(first)
+    found = symbols.at(case.rip) if symbols is not None else None
+    if found is not None:
+        starts.append(case.rip - found.offset)
+    return [start for start in starts if 0 <= case.rip - start < _NEAR] + [case.rip]
 
 
-def _width_of_entry(case: Case) -> int:
-    entry = case.evidence.entry_state
-    return code_bits(entry.sregs) if entry is not None else 0
+def _looks_back(case: Case) -> int | None:
+    """The same for code before RIP, whose start is a guess: more must be odd, and the other width must lead to RIP."""
+    for distance in range(_LOOKED_AT, 8, -1):
+        code = read_linear(case.memory, case.state, max(case.rip - distance, 0), distance)
+        if len(code) == distance and (found := _better_width(code, case.execution.bits, 3, end=distance)):
+            return found
+    return None
 
 
-def _oddities(code: bytes, bits: int) -> tuple[int, int]:
-    """(strange instructions, all instructions) of the code read as `bits` wide, up to where it jumps away."""
+def _oddities(code: bytes, bits: int) -> tuple[int, int, int]:
+    """(strange instructions, all instructions, where they end) of the code read as `bits` wide, up to a jump away."""
     at = strange = count = 0
     while at < len(code):
         decoded = decode(code[at : at + 15], bits)
@@ -76,7 +91,7 @@ def _oddities(code: bytes, bits: int) -> tuple[int, int]:
         at += decoded.length
         if decoded.opcode in _LEAVE:
             break
-    return strange, count
+    return strange, count, at
 
 
 def _like_rex(data: bytes) -> bool:

@@ -39,7 +39,7 @@ class Weight(IntEnum):
     @property
     def heading(self) -> str:
         """For a reader."""
-        return ("most likely cause", "and because of this", "possible cause", "worth a look")[self]
+        return ("Most likely cause", "It contributed", "Possible cause", "Worth a look")[self]
 
 
 @dataclass(frozen=True, slots=True)

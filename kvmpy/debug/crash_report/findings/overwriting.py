@@ -11,6 +11,7 @@ __all__ = ["RULES", "overwritten_code", "overwritten_entries"]
 
 _SET_BY_PROCESSOR = 0x60
 """Accessed and dirty."""
+_FRAME = 0x000F_FFFF_FFFF_F000
 
 
 def overwritten_code(case: Case) -> tuple[int, bytes, bytes] | None:
@@ -63,7 +64,9 @@ def _page_tables_overwritten(case: Case) -> Suspicion | None:
         text = (
             f"The page-table entry at physical {where:#x} was {then:#x} when the image was loaded and is {now:#x} now"
         )
-        return cause(text) if not now & 1 else possible(text)
+        # A guest that takes a page away changes the rights; one that overwrites its tables changes everything.
+        garbage = (then ^ now) & _FRAME and case.blamed(Cause.RESERVED_BITS) is None
+        return cause(text) if garbage else possible(text)
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kvmpy.debug.crash_report.case import Case
 from kvmpy.debug.crash_report.findings.finding import Rule, Suspicion, by_cause, cause, sentence
+from kvmpy.debug.crash_report.findings.stacks import stack_fault
 from kvmpy.debug.crash_report.first_event import Cause
 from kvmpy.x86.flags import Cr0, Efer
 from kvmpy.x86.page_walk import FailureKind
@@ -52,6 +53,14 @@ def _code_not_mapped(case: Case) -> Suspicion | None:
     if candidate is None or not candidate.values.get("fetch"):
         return None
     return cause(f"{sentence(candidate.text)}. The page tables do not map the code that is to run")
+
+
+def _page_not_present(case: Case) -> Suspicion | None:
+    """What neither the code nor the stack has a rule of its own for."""
+    candidate = case.blamed(Cause.NOT_PRESENT)
+    if candidate is None or candidate.values.get("fetch") or candidate.event.address == stack_fault(case):
+        return None
+    return cause(sentence(candidate.text))
 
 
 RULES = (
@@ -104,7 +113,7 @@ RULES = (
         "An access through an entry with P=0 raises #PF; CR2 holds the address.",
         "SDM vol. 3, 4.7",
         "Map the page, or look where the address comes from: a null or stale pointer, or an index out of range.",
-        by_cause(Cause.NOT_PRESENT),
+        _page_not_present,
     ),
     Rule(
         "page-read-only",

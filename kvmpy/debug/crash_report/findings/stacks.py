@@ -7,16 +7,20 @@ from kvmpy.debug.crash_report.findings.finding import Rule, Suspicion, cause, po
 from kvmpy.debug.crash_report.findings.overwriting import overwritten_code, overwritten_entries
 from kvmpy.debug.crash_report.first_event import Candidate, Cause
 from kvmpy.x86.event_delivery import DeliveryFailure
+from kvmpy.x86.flags import Cr0
 from kvmpy.x86.page_walk import FailureKind
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "stack_fault"]
 
 _NEAR = 0x200
 """Bytes around the stack pointer that pushes and pops of one instruction may touch."""
+_FRAMES_LOOKED_AT = 64
+"""Items of the stack."""
+_REPEATED = 3
 _RETURNS = (0xC2, 0xC3, 0xCA, 0xCB)
 
 
-def _stack_fault(case: Case) -> int | None:
+def stack_fault(case: Case) -> int | None:
     """The linear address near the stack pointer where a page fault happened, of the instruction or of delivery."""
     if case.first is None:
         return None
@@ -30,9 +34,30 @@ def _stack_fault(case: Case) -> int | None:
     return None
 
 
+def _fault_in_handler(case: Case) -> Suspicion | None:
+    """Frames on the stack that all return to the instruction that is to come: its fault is handled by its fault."""
+    if not case.sregs.cr0 & Cr0.PE or not (case.shutdown or case.timed_out):
+        return None
+    size = 8 if case.execution.bits == 64 else 4
+    items = case.execution.stack_items(_FRAMES_LOOKED_AT, size) or []
+    frames = sum(
+        1
+        for index in range(len(items) - 2)
+        if items[index] == case.regs.rip
+        and items[index + 1] & 0xFFFF == case.sregs.cs.selector
+        and items[index + 2] & 0x2A == 2
+    )
+    if frames < _REPEATED:
+        return None
+    return cause(
+        f"{frames} interrupt frames near the stack pointer return to {case.describe(case.rip)}, the instruction that "
+        "is to come: a handler faults, and is called again for that"
+    )
+
+
 def _stack_overflow(case: Case) -> Suspicion | None:
     """The stack pointer is in a page that is there, and the next push is not; or it grew over what it needs."""
-    address = _stack_fault(case)
+    address = stack_fault(case)
     if address is not None:
         failure = case.walk(address).failure
         missing = failure is not None and failure.kind is FailureKind.NOT_PRESENT
@@ -65,8 +90,8 @@ def _grown_over(case: Case) -> Suspicion | None:
 
 
 def _stack_not_mapped(case: Case) -> Suspicion | None:
-    address = _stack_fault(case)
-    if address is None:
+    address = stack_fault(case)
+    if address is None or _stack_overflow(case) is not None:
         return None
     walked = case.walk(address)
     if walked.failure is None or walked.failure.kind is FailureKind.NOT_CANONICAL:
@@ -135,6 +160,16 @@ def _fetch_faulted(case: Case) -> Candidate | None:
 
 
 RULES = (
+    Rule(
+        "fault-in-handler",
+        "A handler faults itself, again and again",
+        "An exception in a handler is delivered as any other; when the handler of that is the same code, only the end "
+        "of the stack ends it.",
+        "SDM vol. 3, 6.5 and 6.15",
+        "Look at the first exception (the oldest frame, highest on the stack), and at what the handler does at its "
+        "start.",
+        _fault_in_handler,
+    ),
     Rule(
         "return-to-garbage",
         "A return went to an address that is none",

@@ -31,15 +31,23 @@ def _fill_stack(case: Case, contents: Contents) -> None:
                 break
             continue
         value = int.from_bytes(data, "little")
-        found = case.evidence.symbols.at(_code_address(case, value)) if case.evidence.symbols is not None else None
+        found = _symbol(case, value)
         name = f"  <{found}>" if found is not None else ""
         note = "  (below the stack pointer)" if index < 0 else ""
         contents.add(f"{'sp->' if index == 0 else '    '} {address:#010x}  {value:0{2 * size}x}{name}{note}")
         contents.data.append({"address": address, "value": value, "symbol": str(found) if found is not None else None})
 
 
-def _code_address(case: Case, value: int) -> int:
-    return case.execution.linear("cs", value)
+def _symbol(case: Case, value: int) -> object | None:
+    """The symbol of a code address; none for numbers that lead to nothing that was loaded."""
+    symbols = case.evidence.symbols
+    if symbols is None:
+        return None
+    address = case.execution.linear("cs", value)
+    physical = case.physical(address)
+    if case.evidence.ranges and (physical is None or case.loaded_range(physical) in ("", "tables")):
+        return None
+    return symbols.at(address)
 
 
 def _fill_pages(case: Case, contents: Contents) -> None:

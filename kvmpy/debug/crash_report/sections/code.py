@@ -7,7 +7,7 @@ from typing import Any
 from kvmpy.debug.crash_report.case import Case
 from kvmpy.debug.crash_report.first_event import Execution, read_linear
 from kvmpy.debug.crash_report.sections.section import Contents, SectionBuilder
-from kvmpy.debug.disassembly import Disassembler, Instruction, annotate
+from kvmpy.debug.disassembly import BYTES, Disassembler, Instruction, annotate
 from kvmpy.x86.registers import CpuState
 
 __all__ = ["CODE", "STEPS", "instruction_text"]
@@ -25,7 +25,7 @@ def instruction_text(case: Case) -> str:
         return ""
     place = case.blamed_instruction
     found = disassembler.disassemble(read_linear(case.memory, case.state, place, 15), place, case.execution.bits, 1)
-    return annotate(found[0], case.evidence.symbols) if found else ""
+    return annotate(found[0], case.evidence.symbols) if found and found[0].mnemonic != BYTES else ""
 
 
 def _fill(case: Case, contents: Contents) -> None:
@@ -36,7 +36,8 @@ def _fill(case: Case, contents: Contents) -> None:
     before = _before(case, disassembler)
     after = disassembler.disassemble(read_linear(case.memory, case.state, rip, 64), rip, bits, _AFTER + 1)
     if disassembler.advice:
-        after = [Instruction(rip, code, ".byte", "")] if code else []
+        length = case.execution.decoded.length if case.execution.decoded is not None else len(code)
+        after = disassembler.disassemble(code[:length], rip, bits)
     symbols, line_of = case.evidence.symbols, None
     for instruction in (*before, *after):
         here = instruction.address == case.blamed_instruction
@@ -47,8 +48,10 @@ def _fill(case: Case, contents: Contents) -> None:
         if line is not None and str(line) != line_of:
             contents.add(f"   ; {line}")
             line_of = str(line)
-        text = annotate(instruction, symbols) if instruction.operands else f".byte {instruction.bytes.hex(' ')}"
-        shown = f"{instruction.address:#10x}  {instruction.bytes.hex(' '):<24} {text}"
+        text = annotate(instruction, symbols) if instruction.mnemonic != BYTES else "no instruction"
+        if disassembler.advice:
+            text = ""
+        shown = f"{instruction.address:#10x}  {instruction.bytes.hex(' '):<24} {text}".rstrip()
         contents.add(f"{'=>' if here else '  '} {shown}", mark=here)
         contents.data.append(_data(instruction, text, symbol, line, here))
     if not code:

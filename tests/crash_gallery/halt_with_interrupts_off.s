@@ -1,0 +1,7 @@
+# CLI; HLT
+# mode: real
+# irqchip: yes
+# ends: halted
+# finds: halt-with-interrupts-off
+        cli
+        hlt

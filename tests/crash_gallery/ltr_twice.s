@@ -1,0 +1,6 @@
+# LTR of a TSS that is in use
+# mode: protected
+# finds: tss-busy
+        str eax
+        ltr ax
+        hlt

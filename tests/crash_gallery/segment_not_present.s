@@ -1,0 +1,15 @@
+# A descriptor whose P bit was forgotten
+# mode: protected
+# finds: segment-not-present
+        lgdt [pointer]
+        mov eax, 0x18
+        mov ds, eax
+        hlt
+        .balign 8
+gdt:    .quad 0
+        .quad 0x00cf9a000000ffff        # 0x08 code
+        .quad 0x00cf92000000ffff        # 0x10 data
+        .quad 0x00cf12000000ffff        # 0x18 data, P=0
+pointer:
+        .word pointer - gdt - 1
+        .long gdt
