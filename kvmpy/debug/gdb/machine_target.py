@@ -184,15 +184,18 @@ class MachineTarget:
     def architecture(self) -> Architecture:
         """That of the first vCPU, which boots."""
         access = self._registers(1)
-        return fitting_architecture(access.sregs, access.regs.rflags)
+        try:
+            return fitting_architecture(access.sregs, access.regs.rflags)
+        except VcpuBusyError:
+            return Architecture.X86_64  # which has room for the registers of all modes
 
     def has_avx(self) -> bool:
         """Whether the guest of the first vCPU has AVX state, or has enabled it."""
-        if self._registers(1).xsave.has_avx:
-            return True
         try:
+            if self._registers(1).xsave.has_avx:
+                return True
             xcrs = self._vcpu(1).get_xcrs()
-        except KvmError:
+        except (KvmError, VcpuBusyError):
             return False
         return any(xcrs.xcrs[index].xcr == 0 and xcrs.xcrs[index].value & 4 for index in range(xcrs.nr_xcrs))
 

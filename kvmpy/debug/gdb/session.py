@@ -111,11 +111,12 @@ class Session(StatePackets):
             return
         if resumption.interrupted and report.signal is Signal.TRAP and report.reason is Reason.OTHER:
             report = ThreadStopped(report.thread, Signal.INT, message=report.message)
-        self._resumption = None
         self._stopped = report
         self.thread = report.thread
+        reply = self.stop_reply()
+        self._resumption = None
         self._console(report.message)
-        self.link.send(self.stop_reply())
+        self.link.send(reply)
 
     def _steps_on(self, resumption: Resumption, report: ThreadStopped) -> bool:
         """Whether a step within a range was not the last one, and the next one is under way."""
@@ -193,6 +194,7 @@ class Session(StatePackets):
         self._stopped = self.target.connect(self._report_soon)
         self._connected = True
         self.thread = self._stopped.thread
+        self.describe()
 
     def _multi_letter(self, packet: bytes) -> bytes | None:
         if packet == b"vCont?":

@@ -209,11 +209,12 @@ class SocketServer:
             self._drop_client()
 
     def _drop_client(self) -> None:
-        client, self._client = self._client, None
+        client = self._client
         if client is not None:
             try:
                 client.session.close()
             finally:
+                self._client = None
                 with suppress(OSError):
                     client.socket.shutdown(socket.SHUT_WR)
                 client.socket.close()
