@@ -69,7 +69,7 @@ class Timeline {
     const height = AXIS + this.lanes.reduce((sum, lane) => sum + lane.height + 4, 0);
     const {context, width} = prepare(this.canvas, height);
     this.style = getComputedStyle(document.body);
-    this.scale = (width - LEFT) / (this.to - this.from);
+    this.width = width;
     this.drawAxis(context, width, height);
     let top = AXIS;
     for (const lane of this.lanes) {
@@ -87,6 +87,11 @@ class Timeline {
       top += lane.height + 4;
     }
     this.drawOverview();
+  }
+
+  // Pixels to a nanosecond.
+  get scale() {
+    return (this.width - LEFT) / (this.to - this.from);
   }
 
   x(time) {
@@ -107,7 +112,9 @@ class Timeline {
     if (this.trace.gap >= 0) {
       const {trace} = this, begin = trace.gap ? trace.time[trace.gap - 1] : 0, x = this.x(begin);
       context.fillStyle = this.style.getPropertyValue("--line");
-      context.fillRect(x, AXIS, Math.max(this.x(trace.time[trace.gap]) - x, 1), height);
+      const wide = Math.max(this.x(trace.time[trace.gap]) - x, 1);
+      context.fillRect(x, AXIS, wide, height);
+      label(context, "counted only", x, x + wide, AXIS + 14, this.style.getPropertyValue("--soft"));
     }
   }
 
