@@ -24,8 +24,8 @@ __all__ = ["LineRange", "LineTable", "SourceLine"]
 
 DEBUG_SECTION_LIMIT = 1 << 27
 """A .debug_line or .debug_str above 128 MiB is refused; those of Linux with everything in it have some 50 MiB."""
-PROGRAM_LIMIT = 1 << 21
-"""The largest line number program of one unit: 2 MiB, which takes about a second. SQLite in one file has a quarter."""
+PROGRAM_LIMIT = 1 << 22
+"""The largest line number program of one unit: 4 MiB, which takes about a second."""
 UNIT_LIMIT = 1 << 16
 SEQUENCE_LIMIT = 1 << 20
 
@@ -89,7 +89,7 @@ class LineTable:
     """The lines of an ELF file with DWARF 2 to 5 line number information (made by `-g`): `from_elf`.
 
     A file without it has no lines, and is false. Units are decoded when an address or a file in them is asked for, and
-    kept: 0.3 s for each MiB of their programs on the test machine. A unit that is not sound raises ImageError then.
+    kept: 0.2 s for each MiB of their programs on the test machine. A unit that is not sound raises ImageError then.
     """
 
     def __init__(self, elf: OpenedElf) -> None:
