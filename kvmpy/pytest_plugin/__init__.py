@@ -88,6 +88,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if _guests in item.stash:  # the test runs once more
+        del item.stash[_guests]
     if item.get_closest_marker("kvm") is not None:
         from kvmpy.pytest_plugin.requirement import require_kvm
 
@@ -117,7 +119,7 @@ def _guests_of(request: pytest.FixtureRequest) -> Guests:
                 value = marker.kwargs["deadline"]
                 break
         seconds = _seconds(value, f"deadline of {item.nodeid}", ValueError)
-        debugged = item.config.getoption("usepdb", default=False)
+        debugged = any(item.config.getoption(name, default=False) for name in ("usepdb", "trace"))
         item.stash[_guests] = Guests(Deadline(float("inf") if debugged else seconds))
     return item.stash[_guests]
 

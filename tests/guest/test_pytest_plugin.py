@@ -83,7 +83,7 @@ GREEN = r"""
         post = PostPort()
         result = kvm_boot(
             kvm_guest_asm("mov al, 0x42; out 0x80, al; hlt"),
-            memory=1 * MiB, vcpus=2, machine={"irqchip": False}, devices=[post],
+            memory=1 * MiB, vcpus=2, irqchip=False, devices=[post],
         )
         assert result.outcome.end is End.HALTED
         assert list(post.codes) == [0x42]
@@ -306,6 +306,53 @@ def test_a_guest_that_hangs_fails_its_test_at_the_deadline_and_not_the_session(s
     assert re.search(r"^> +kvm_boot\(LOOP\)\nE ", boot, re.MULTILINE), "the line of the test, not one of the plugin"
     assert "timeout" in boot.partition("kvm outcome")[2].lower()
     assert re.search(r"rip\W+(0x)?0*1000\b", boot)
+
+
+DEBUGGED = r"""
+    import pytest
+    from kvmpy import End
+
+    @pytest.mark.kvm(deadline=0.05)
+    def test_takes_long(kvm_boot):
+        assert kvm_boot(b"\xeb\xfe", timeout=0.2).outcome.end is End.TIMEOUT
+"""
+
+
+def test_nobody_is_hurried_in_the_debugger(session: pytest.Pytester) -> None:
+    session.makepyfile(DEBUGGED)
+    run(session, "--pdb").assert_outcomes(passed=1)
+
+
+AGAIN = """
+    from _pytest.runner import runtestprotocol
+
+    def pytest_runtest_protocol(item, nextitem):
+        for log in (False, True):
+            item._initrequest()
+            runtestprotocol(item, log=log, nextitem=nextitem)
+        return True
+"""
+"""A conftest that runs each test twice and shows the second time, as plugins do that repeat what failed."""
+
+
+def test_a_test_that_is_run_again_has_all_its_time_and_its_own_machines(session: pytest.Pytester) -> None:
+    session.makeconftest(AGAIN)
+    session.makepyfile(
+        r"""
+        import pytest
+
+        @pytest.mark.kvm(deadline=0.4)
+        def test_takes_most_of_its_time(kvm_boot):
+            kvm_boot(b"\xeb\xfe", timeout=0.3)
+            assert False
+        """
+    )
+    result = run(session)
+    result.assert_outcomes(failed=1)
+    text = result.stdout.str()
+    assert "s were over" not in text
+    assert "kvm outcome of machine" not in text, "one machine needs no number"
+    assert "assert False" in text
 
 
 TAP = r"""
