@@ -6,7 +6,9 @@ import ast
 import builtins
 import code
 import contextlib
+import io
 import os
+import select
 import sys
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -64,12 +66,18 @@ class PromptConsole(code.InteractiveConsole):
     def converse(self, banner: str) -> None:
         """Read and run statements until the input ends. With a terminal there are `banner`, prompts, and completion."""
         terminal = os.isatty(0) and os.isatty(1)
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")  # what is no text shall fail as a statement, not as a read
         if terminal:
             self._line = self._editable_line()
             print(banner)
-        more = False
+        more = interrupted = False
         while True:
             try:
+                if interrupted:  # shown in here, where another Ctrl-C does no harm
+                    self.resetbuffer()
+                    more = interrupted = False
+                    self._show_interruption()
                 self.output.finish_line()
                 if end := self._end():
                     print(end)
@@ -80,13 +88,14 @@ class PromptConsole(code.InteractiveConsole):
                     print()
                 return
             except KeyboardInterrupt:
-                self._show_interruption()
-                self.resetbuffer()
-                more = False
+                interrupted = True
 
     def raw_input(self, prompt: str = "") -> str:
         """One line of input."""
         self.output.finish_line()
+        sys.stdout.flush()  # somebody may wait for it at the other end of a pipe
+        if sys.stdin is None:  # the descriptor was closed when Python started
+            raise EOFError
         if self._line is None:
             return input(prompt)
         self.output.hold()
@@ -130,7 +139,7 @@ class PromptConsole(code.InteractiveConsole):
         try:
             stopped = self.prompt.ended()
         except Exception as error:  # a device handler's
-            return self._traceback(error)
+            return self._traceback(error).rstrip()
         if stopped is None:
             return ""
         self._renew_names()
@@ -158,7 +167,9 @@ class PromptConsole(code.InteractiveConsole):
             exec(code, self.namespace)
         except (SystemExit, KeyboardInterrupt):
             raise
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, BrokenPipeError) and _reader_has_gone():
+                raise
             self._failed = True
             self.showtraceback()
         finally:
@@ -189,7 +200,7 @@ class PromptConsole(code.InteractiveConsole):
 
     def showtraceback(self) -> None:
         """Show the exception that is being handled."""
-        error = sys.exception() if sys.version_info >= (3, 12) else sys.exc_info()[1]
+        error = sys.exception()
         assert error is not None
         sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__  # for pdb.pm()
         self.output.finish_line()
@@ -205,9 +216,16 @@ class PromptConsole(code.InteractiveConsole):
             part.stack = traceback.StackSummary.from_list(
                 [frame for frame in part.stack if not os.path.abspath(frame.filename).startswith(_UNTOLD)]
             )
-        if isinstance(error, KvmpyError) and len(told.stack) <= 1 and told.stack[:1] == told.stack:
+        if isinstance(error, KvmpyError) and len(told.stack) <= 1:
             return f"{type(error).__name__}: {error}\n"
         return "".join(told.format())
+
+
+def _reader_has_gone() -> bool:
+    """Whether nobody reads our standard output any more."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _chain(told: traceback.TracebackException | None) -> list[traceback.TracebackException]:

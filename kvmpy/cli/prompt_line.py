@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable
+from types import FrameType
 
 __all__ = ["PromptLine"]
 
@@ -24,13 +26,34 @@ class PromptLine:
         self._tick = tick
         self._prompt = ""
         self._call = _HOOK(self._called)
+        self._hook = ctypes.c_void_p.in_dll(ctypes.pythonapi, "PyOS_InputHook")
         self._library = _readline_library()
 
     def read(self, prompt: str) -> str:
         """One line. Raises EOFError and KeyboardInterrupt as `input` does."""
         self._prompt = prompt
-        with self._hooked():
+        before = self._hook.value
+        by_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if by_default:
+            signal.signal(signal.SIGINT, self._interrupted)
+        self._hook.value = ctypes.cast(self._call, ctypes.c_void_p).value
+        try:
             return input(prompt)
+        finally:
+            self._hook.value = before
+            if by_default:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _called(self) -> int:
+        self._tick()
+        return 0
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        """Ctrl-C. readline calls the hook first, where raising leads nowhere; without a hook it looks for signals."""
+        if not self._hook.value:
+            raise KeyboardInterrupt
+        self._hook.value = None
+        threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
 
     def show_above(self, data: bytes) -> None:
         """Write whole lines above the one that is being typed. To be called by `tick`."""
@@ -50,28 +73,6 @@ class PromptLine:
         library.rl_on_new_line()
         library.rl_redisplay()
         _flush()
-
-    def _called(self) -> int:
-        try:
-            self._tick()
-        except KeyboardInterrupt:
-            # Ctrl-C at this moment; nothing may be raised here. Have readline see another one while it waits.
-            import signal
-            import threading
-
-            main = threading.main_thread().ident or 0
-            threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT)).start()
-        return 0
-
-    @contextmanager
-    def _hooked(self) -> Iterator[None]:
-        hook = ctypes.c_void_p.in_dll(ctypes.pythonapi, "PyOS_InputHook")
-        before = hook.value
-        hook.value = ctypes.cast(self._call, ctypes.c_void_p).value
-        try:
-            yield
-        finally:
-            hook.value = before
 
     def _write(self, data: bytes) -> None:
         sys.stdout.flush()

@@ -108,12 +108,11 @@ def _converse(pc: SmallPc, args: argparse.Namespace) -> int:
 
 
 def _banner(image: str, console: PromptConsole) -> str:
-    from kvmpy import __version__
     from kvmpy.x86.register_text import mode_text
 
     prompt = console.prompt
     return (
-        f"kvmpy {__version__}: {os.path.basename(image)}, {mode_text(prompt.vcpu.sregs)}. "
-        "`commands` lists what there is; Ctrl-D leaves.\n"
+        f"{os.path.basename(image)} stands in {mode_text(prompt.sregs)}. "
+        "`commands` lists what there is, Ctrl-D leaves.\n"
         f"{prompt.where()}"
     )

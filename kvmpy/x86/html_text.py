@@ -15,8 +15,14 @@ _STYLE = "line-height:1.3;margin:0;padding:0.2em 0;background:none"
 
 def escaped(text: str) -> str:
     """`text` such that HTML shows it as it is. What HTML has no character for, such as NUL, is shown as U+FFFD."""
-    shown = "".join(c if c in "\n\t" or (c >= " " and not "\x7f" <= c <= "\x9f") else "\ufffd" for c in text)
-    return shown.translate(_ENTITIES)
+    return "".join("\ufffd" if _is_control(character) else character for character in text).translate(_ENTITIES)
+
+
+def _is_control(character: str) -> bool:
+    """Control characters but tab and line feed, and halves of surrogate pairs."""
+    if character in "\n\t":
+        return False
+    return character < " " or "\x7f" <= character <= "\x9f" or "\ud800" <= character <= "\udfff"
 
 
 def preformatted(text: str, marked: Iterable[str] = ()) -> str:

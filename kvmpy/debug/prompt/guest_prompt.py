@@ -77,7 +77,7 @@ class GuestPrompt:
 
     def _turn_to(self, vcpu: Vcpu) -> None:
         # The live registers are one object for good; asking the vCPU for them is refused while it runs.
-        self.vcpu, self._regs, self._sregs = vcpu, vcpu.regs, vcpu.sregs
+        self.vcpu, self.regs, self.sregs = vcpu, vcpu.regs, vcpu.sregs
 
     # Running
 
@@ -358,7 +358,7 @@ class GuestPrompt:
 
     def present(self) -> dict[str, Any]:
         """The names whose meaning changes: those of the present vCPU, and the symbols."""
-        return {"vcpu": self.vcpu, "regs": self._regs, "sregs": self._sregs, "symbols": self.machine.symbols}
+        return {"vcpu": self.vcpu, "regs": self.regs, "sregs": self.sregs, "symbols": self.machine.symbols}
 
 
 def _is_plain_step(outcome: Outcome) -> bool:
