@@ -40,6 +40,7 @@ class Timeline {
     const span = Math.max(this.trace.span, 1), width = Math.min(Math.max(to - from, 200), span);
     this.from = Math.min(Math.max(from, 0), span - width);
     this.to = this.from + width;
+    this.canvas.dataset.view = `${Math.round(this.from)} to ${Math.round(this.to)} ns`;
     this.draw();
   }
 
