@@ -15,6 +15,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, TextIO
 
+from kvmpy.cli.inspection_options import add_inspection_arguments, looking_into, write_crash_report
 from kvmpy.cli.quantities import seconds
 from kvmpy.cli.run_report import (
     ENDED_BADLY,
@@ -70,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `kvmpy run`."""
     parser.usage = "kvmpy run [options] IMAGE"
     add_run_arguments(parser)
+    add_inspection_arguments(parser)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,13 +93,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "-v",
         "--verbose",
         action="store_true",
-        help="say what is loaded where, how the run ended, and the registers when it ended badly",
+        help="say what is loaded where, how the run ended, and print a crash report when it ended badly",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the guest; answers the exit status that `EPILOG` describes."""
-    return run_guest(args)
+    return run_guest(args, lambda machine: looking_into(args, machine))
 
 
 def run_guest(args: argparse.Namespace, around: Around | None = None) -> int:
@@ -149,11 +151,12 @@ def _report(args: argparse.Namespace, machine: Machine, outcome: Outcome, took: 
     """For people, on standard error; nothing when the guest ended well and nobody asked."""
     if args.verbose:
         say(f"{outcome}, after {took:.3f} s")
-        if not outcome.ok:
-            vcpu = machine.vcpus[outcome.vcpu or 0]
-            print(f"{vcpu.regs}\n{vcpu.sregs}", file=sys.stderr)
+        if outcome.report is not None:
+            print(outcome.report, file=sys.stderr)
     elif not outcome.ok and args.json != "-":
         say(str(outcome))
+    if outcome.report is not None and getattr(args, "crash_report", None) is not None:
+        write_crash_report(args.crash_report, outcome.report)
     if args.stats:
         print(machine.statistics(), file=sys.stderr)
         for name, counters in device_counters(machine).items():

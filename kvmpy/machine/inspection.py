@@ -11,11 +11,12 @@ from kvmpy.machine.run_control import RunControl
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
-    from typing import Any
+    from typing import Any, Literal
 
     from kvmpy._exit import Exit
     from kvmpy.boot.image import Image
     from kvmpy.debug.breakpoint import Breakpoint, Condition, Handler, Watchpoint
+    from kvmpy.debug.coverage import Coverage
     from kvmpy.debug.crash_report import CrashReport
     from kvmpy.debug.debugger import Debugger
     from kvmpy.debug.gdb.server import GdbServer
@@ -85,6 +86,16 @@ class Inspection:
         from kvmpy.debug.trace import Tracer
 
         return Tracer(self, path, **options)  # type: ignore[arg-type]
+
+    def coverage(self, method: "Literal['steps', 'breakpoints']" = "steps", **options: "Any") -> "Coverage":
+        """Which code the guest executes while a `with` block lasts, as addresses, blocks, lines, lcov or drcov.
+
+        By single steps, or by breakpoints that go when they are reached; `options` are those of
+        `kvmpy.debug.coverage.Coverage`.
+        """
+        from kvmpy.debug.coverage import Coverage
+
+        return Coverage(self, method, **options)  # type: ignore[arg-type]
 
     # Symbols
 

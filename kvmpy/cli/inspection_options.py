@@ -1,0 +1,90 @@
+"""The options of `kvmpy run` that look into the guest: gdb, coverage, and where a crash report goes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvmpy.cli.small_pc import say
+from kvmpy.errors import UsageError
+
+if TYPE_CHECKING:
+    from kvmpy.debug.crash_report import CrashReport
+    from kvmpy.machine import Machine
+
+__all__ = ["add_inspection_arguments", "looking_into", "write_crash_report"]
+
+_LOOPBACK = "127.0.0.1"
+
+
+def add_inspection_arguments(parser: argparse.ArgumentParser) -> None:
+    """The group of these options."""
+    group = parser.add_argument_group("looking into the guest")
+    group.add_argument(
+        "--gdb", type=gdb_address, metavar="[HOST]:PORT",
+        help="let gdb attach there (`target remote :1234`), on this computer only unless a HOST is given, or at the "
+        "path of a UNIX socket; the guest stands until one does",
+    )  # fmt: skip
+    group.add_argument(
+        "--coverage", metavar="FILE",
+        help="write what the guest executed: .info for lcov, which needs an ELF file with source lines (-g), or .drcov",
+    )  # fmt: skip
+    group.add_argument(
+        "--coverage-by", choices=("steps", "breakpoints"), default="steps",
+        help="every instruction by itself, exact and slow, or breakpoints that go when they are reached",
+    )  # fmt: skip
+    group.add_argument(
+        "--crash-report", metavar="FILE",
+        help="when the guest ends badly, write why: .html is a page for the browser, .json data, else text (-v prints "
+        "it)",
+    )  # fmt: skip
+
+
+def gdb_address(text: str) -> tuple[str, int] | str:
+    """ ":1234", "1234", "HOST:1234", "[::1]:1234", or a path with a slash in it."""
+    if "/" in text:
+        return text
+    match = re.fullmatch(r"(?:\[?([^\]]*)\]?:)?(\d+)", text)
+    if match is None or int(match[2]) > 0xFFFF:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port, such as :1234, and no path of a socket")
+    return match[1] or _LOOPBACK, int(match[2])
+
+
+@contextlib.contextmanager
+def looking_into(args: argparse.Namespace, machine: Machine) -> Iterator[None]:
+    """What the options ask for, around the run."""
+    with contextlib.ExitStack() as stack:
+        coverage = None
+        if args.coverage is not None:
+            from kvmpy.debug.coverage import coverage_format
+
+            coverage_format(args.coverage)  # a suffix that is unknown should not come up when the run is over
+            coverage = stack.enter_context(machine.coverage(args.coverage_by))
+        if args.gdb is not None:
+            server = stack.enter_context(machine.serve_gdb(args.gdb, wait=True))
+            where = server.address
+            shown = where if isinstance(where, str) else f"{where[0]}:{where[1]}"
+            say(f"the guest waits for gdb: target remote {shown}")
+        yield
+    if coverage is not None:
+        coverage.write(args.coverage)
+
+
+def write_crash_report(path: str, report: CrashReport) -> None:
+    """Write a crash report in the form that the suffix says."""
+    suffix = Path(path).suffix
+    if suffix == ".html":
+        text = f'<!DOCTYPE html>\n<meta charset="utf-8">\n<title>kvmpy crash report</title>\n{report._repr_html_()}\n'
+    elif suffix == ".json":
+        text = json.dumps(report.as_data(), indent=2) + "\n"
+    else:
+        text = f"{report}\n"
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"the crash report cannot be written to {path}: {error.strerror}") from error
