@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvmpy.errors import KvmError
 from kvmpy.exits import InternalError
+from kvmpy.machine.xsave_layout import xsave_layout
 from kvmpy.x86.emulator import GuestException, SoftwareInterrupt, TruncatedInstruction, UnknownInstruction, perform
 from kvmpy.x86.emulator.extended_state import ExtendedState
 from kvmpy.x86.emulator.linear_memory import LinearMemory
@@ -47,7 +48,7 @@ class EmulatedProcessor:
     def extended_state(self) -> ExtendedState:
         """x87, SSE, AVX ... state; changes are written back by `write_back`."""
         if self._extended is None:
-            self._extended = ExtendedState(self._vcpu.get_xsave())
+            self._extended = ExtendedState(self._vcpu.get_xsave(), xsave_layout())
         return self._extended
 
     def read_msr(self, index: int) -> int | None:

@@ -3,50 +3,90 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 
-__all__ = ["ExtendedState"]
+__all__ = ["AVX", "SSE", "X87", "ExtendedState"]
 
-FCW, FSW, FTW, FOP, FIP, FDP, MXCSR, MXCSR_MASK = 0, 2, 4, 6, 8, 16, 24, 28
-ST, XMM = 32, 160
-XSTATE_BV, XCOMP_BV = 512, 520
-LEGACY_SIZE, HEADER_END = 512, 576
-YMM = 576
+MXCSR, MXCSR_MASK, ST, XMM = 24, 28, 32, 160
+XSTATE_BV, XCOMP_BV, HEADER_END = 512, 520, 576
+_XMM_END = 416
 X87, SSE, AVX = 1, 2, 4
+
+_X87_INITIAL = struct.pack("<HHBBHQQ", 0x37F, 0, 0, 0, 0, 0, 0)
+_MXCSR_INITIAL = 0x1F80
+
+Layout = Mapping[int, tuple[int, int, bool]]
+"""Component -> (offset in the standard format, size, whether it is aligned to 64 bytes in the compacted format)."""
+
+AVX_ONLY: Layout = {2: (0x240, 0x100, False)}
+"""Where every processor has AVX; the offsets of what came later differ between makers (CPUID leaf 0xD)."""
 
 
 class ExtendedState:
-    """The area of KVM_GET_XSAVE as registers. `changed` says that it has to go back."""
+    """The area of KVM_GET_XSAVE as registers. `changed` says that it has to go back.
 
-    __slots__ = ("area", "changed")
+    A component whose bit in XSTATE_BV is clear is in its initial state, whatever the area holds; to read or to change
+    one, it is put there first.
+    """
 
-    def __init__(self, area: bytes) -> None:
+    __slots__ = ("area", "changed", "layout")
+
+    def __init__(self, area: bytes, layout: Layout = AVX_ONLY) -> None:
         self.area = bytearray(area)
+        self.layout = layout
         self.changed = False
-
-    # Components that are in their initial state are not in the area; to read or change one, it is put there.
-
-    def need(self, component: int) -> None:
-        """Have a component (X87, SSE, AVX) in the area with the values that the processor has for it."""
-        present = self.u64(XSTATE_BV)
-        if present & component:
-            return
-        if component == X87:
-            self.area[:24] = struct.pack("<HHBBHQQ", 0x37F, 0, 0, 0, 0, 0, 0)
-            self.area[ST:XMM] = bytes(XMM - ST)
-        elif component == SSE:
-            self.area[XMM:416] = bytes(256)
-            if not present & AVX:
-                self.put(MXCSR, 0x1F80, 4)
-        elif component == AVX:
-            self.area[YMM : YMM + 256] = bytes(256)
-            if not present & SSE:
-                self.put(MXCSR, 0x1F80, 4)
-        self.area[XSTATE_BV : XSTATE_BV + 8] = (present | component).to_bytes(8, "little")
 
     @property
     def in_use(self) -> int:
         """XSTATE_BV: the components that are not in their initial state."""
-        return self.u64(XSTATE_BV)
+        return int.from_bytes(self.area[XSTATE_BV : XSTATE_BV + 8], "little")
+
+    def _set_in_use(self, value: int) -> None:
+        self.area[XSTATE_BV : XSTATE_BV + 8] = value.to_bytes(8, "little")
+
+    def need(self, mask: int) -> None:
+        """Have a component (X87, SSE, AVX) in the area with the values that the processor has for it."""
+        present = self.in_use
+        if present & mask:
+            return
+        if mask == X87:
+            self.area[:MXCSR] = _X87_INITIAL
+            self.area[ST:XMM] = bytes(XMM - ST)
+        else:
+            mxcsr = self.current_mxcsr
+            if mask == SSE:
+                self.area[XMM:_XMM_END] = bytes(_XMM_END - XMM)
+            else:
+                offset, size, _ = self.layout[mask.bit_length() - 1]
+                self.area[offset : offset + size] = bytes(size)
+            self.area[MXCSR : MXCSR + 4] = mxcsr.to_bytes(4, "little")
+        self._set_in_use(present | mask)
+
+    # MXCSR belongs to SSE and to AVX: it is in the area when either is.
+
+    @property
+    def current_mxcsr(self) -> int:
+        """MXCSR."""
+        if not self.in_use & (SSE | AVX):
+            return _MXCSR_INITIAL
+        return self.get(MXCSR, 4)
+
+    @current_mxcsr.setter
+    def current_mxcsr(self, value: int) -> None:
+        if value != _MXCSR_INITIAL or self.in_use & (SSE | AVX):
+            self.need(SSE)
+            self.put(MXCSR, value, 4)
+
+    @property
+    def mxcsr_mask(self) -> bytes:
+        """MXCSR_MASK as the processor saves it."""
+        mask = self.area[MXCSR_MASK : MXCSR_MASK + 4]
+        return bytes(mask) if any(mask) else b"\xff\xff\x00\x00"
+
+    @property
+    def mxcsr_bits(self) -> int:
+        """The bits of MXCSR that may be set."""
+        return int.from_bytes(self.mxcsr_mask, "little")
 
     # Fields
 
@@ -59,9 +99,48 @@ class ExtendedState:
         self.area[offset : offset + size] = value.to_bytes(size, "little")
         self.changed = True
 
-    def u64(self, offset: int) -> int:
-        """The 64-bit number at an offset."""
-        return int.from_bytes(self.area[offset : offset + 8], "little")
+    # Whole components
+
+    def component(self, mask: int) -> bytearray:
+        """The legacy region with x87 or SSE state in it."""
+        self.need(mask)
+        return self.area
+
+    def extended(self, component: int, size: int) -> bytes:
+        """An extended component, zeros when it is in its initial state."""
+        if not self.in_use >> component & 1:
+            return bytes(size)
+        offset = self.layout[component][0]
+        return bytes(self.area[offset : offset + size])
+
+    def set_extended(self, component: int, data: bytes | None) -> None:
+        """Load an extended component; None is its initial state."""
+        mxcsr = self.current_mxcsr
+        present = self.in_use & ~(1 << component)
+        if data is not None:
+            offset, size, _ = self.layout[component]
+            self.area[offset : offset + size] = data
+            present |= 1 << component
+        self._set_in_use(present)
+        self.changed = True
+        self.current_mxcsr = mxcsr
+
+    def restore_x87(self, legacy: bytes | None) -> None:
+        """Load x87 state from a legacy region; None is its initial state."""
+        if legacy is not None:
+            self.area[:MXCSR] = legacy[:MXCSR]
+            self.area[ST:XMM] = legacy[ST:XMM]
+            self._set_in_use(self.in_use | X87)
+        else:
+            self._set_in_use(self.in_use & ~X87)
+        self.changed = True
+
+    def restore_xmm(self, legacy: bytes | None, count: int) -> None:
+        """Load XMM registers from a legacy region; None are zeros."""
+        self.need(SSE)
+        end = XMM + 16 * count
+        self.area[XMM:end] = legacy[XMM:end] if legacy is not None else bytes(end - XMM)
+        self.changed = True
 
     # Registers
 
@@ -78,21 +157,10 @@ class ExtendedState:
     def ymm(self, number: int) -> int:
         """YMM0 to YMM15 as a number of 256 bits."""
         self.need(AVX)
-        return self.xmm(number) | self.get(YMM + 16 * number, 16) << 128
+        return self.xmm(number) | self.get(self.layout[2][0] + 16 * number, 16) << 128
 
     def set_ymm(self, number: int, value: int) -> None:
         """Write a YMM register."""
         self.need(AVX)
         self.set_xmm(number, value & (1 << 128) - 1)
-        self.put(YMM + 16 * number, value >> 128, 16)
-
-    @property
-    def mxcsr(self) -> int:
-        """MXCSR."""
-        self.need(SSE)
-        return self.get(MXCSR, 4)
-
-    @mxcsr.setter
-    def mxcsr(self, value: int) -> None:
-        self.need(SSE)
-        self.put(MXCSR, value, 4)
+        self.put(self.layout[2][0] + 16 * number, value >> 128, 16)
