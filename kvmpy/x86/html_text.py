@@ -11,6 +11,7 @@ __all__ = ["escaped", "preformatted"]
 
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;"})
 _STYLE = "line-height:1.3;margin:0;padding:0.2em 0;background:none"
+_MARK = "background:#fff0a0;color:#000"
 
 
 def escaped(text: str) -> str:
@@ -27,7 +28,9 @@ def _is_control(character: str) -> bool:
 
 def preformatted(text: str, marked: Iterable[str] = ()) -> str:
     """`text` in fixed width, the first place of each of the words `marked` highlighted. Those must not overlap."""
-    content = escaped(text)
-    for word in marked:
-        content = content.replace(escaped(word), f"<mark>{escaped(word)}</mark>", 1)
-    return f'<pre style="{_STYLE}">{content}</pre>'
+    places = sorted((text.find(word), word) for word in marked if word and word in text)
+    pieces, at = [], 0
+    for place, word in places:
+        pieces.append(f'{escaped(text[at:place])}<mark style="{_MARK}">{escaped(word)}</mark>')
+        at = place + len(word)
+    return f'<pre style="{_STYLE}">{"".join(pieces)}{escaped(text[at:])}</pre>'
