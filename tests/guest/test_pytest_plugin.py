@@ -242,7 +242,7 @@ HANGS = r"""
 
     LOOP = b"\xeb\xfe"
 
-    @pytest.mark.kvm(deadline=0.1)
+    @pytest.mark.kvm(deadline=0.05)
     class TestMarked:
         def test_boot(self, kvm_boot):
             kvm_boot(LOOP)
@@ -265,7 +265,7 @@ HANGS = r"""
 
         def test_again_and_again(self, kvm_boot):
             while True:
-                kvm_boot(LOOP, timeout=0.03)
+                kvm_boot(LOOP, timeout=0.02)
 
         def test_vcpu(self, kvm_vcpu):
             kvm_vcpu.vm.memory.write(0x1000, LOOP)
@@ -284,7 +284,11 @@ HANGS = r"""
 
     @pytest.mark.kvm(deadline=100)
     def test_one_with_more_time(kvm_boot):
-        assert kvm_boot(LOOP, timeout=0.4).exit_code is None
+        assert kvm_boot(LOOP, timeout=0.2).exit_code is None
+
+    @pytest.mark.kvm(deadline="later")
+    def test_when(kvm_boot):
+        pass
 
     def test_the_session_goes_on(kvm_boot):
         assert kvm_boot(b"\xfa\xf4").outcome.ok
@@ -293,15 +297,16 @@ HANGS = r"""
 
 def test_a_guest_that_hangs_fails_its_test_at_the_deadline_and_not_the_session(session: pytest.Pytester) -> None:
     session.makepyfile(HANGS)
-    result = run(session, "-o", "kvm_deadline=0.2")
-    result.assert_outcomes(failed=9, passed=2)
+    result = run(session, "-o", "kvm_deadline=0.1")
+    result.assert_outcomes(failed=9, passed=2, errors=1)
     text = result.stdout.str()
     assert (
-        len(re.findall(r"^E +Failed: timeout: the guest still ran when the 0\.1 s were over", text, re.MULTILINE)) == 8
+        len(re.findall(r"^E +Failed: timeout: the guest still ran when the 0\.05 s were over", text, re.MULTILINE)) == 8
     )
-    assert "Failed: timeout: the guest still ran when the 0.2 s were over" in failure(
+    assert "Failed: timeout: the guest still ran when the 0.1 s were over" in failure(
         result, "test_default_of_the_session"
     )
+    assert "test_when: a positive number of seconds is needed, not 'later'" in text
     boot = failure(result, "TestMarked.test_boot")
     assert re.search(r"^> +kvm_boot\(LOOP\)\nE ", boot, re.MULTILINE), "the line of the test, not one of the plugin"
     assert "timeout" in boot.partition("kvm outcome")[2].lower()
@@ -312,9 +317,9 @@ DEBUGGED = r"""
     import pytest
     from kvmpy import End
 
-    @pytest.mark.kvm(deadline=0.05)
+    @pytest.mark.kvm(deadline=0.02)
     def test_takes_long(kvm_boot):
-        assert kvm_boot(b"\xeb\xfe", timeout=0.2).outcome.end is End.TIMEOUT
+        assert kvm_boot(b"\xeb\xfe", timeout=0.05).outcome.end is End.TIMEOUT
 """
 
 
@@ -341,9 +346,9 @@ def test_a_test_that_is_run_again_has_all_its_time_and_its_own_machines(session:
         r"""
         import pytest
 
-        @pytest.mark.kvm(deadline=0.4)
+        @pytest.mark.kvm(deadline=0.1)
         def test_takes_most_of_its_time(kvm_boot):
-            kvm_boot(b"\xeb\xfe", timeout=0.3)
+            kvm_boot(b"\xeb\xfe", timeout=0.06)
             assert False
         """
     )

@@ -36,7 +36,9 @@ def files() -> list[Path]:
     ("folder", "arguments"),
     [
         pytest.param(PROJECT, (), id="in its folder"),
-        pytest.param(ROOT, ("-n", "2", "examples/kernel_tests"), id="from this project, by two workers"),
+        pytest.param(
+            ROOT, ("-n", "2", "examples/kernel_tests"), id="from this project, by two workers", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_the_sample_project_is_green(folder: Path, arguments: tuple[str, ...], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from kvmpy import End, Outcome, pytest_plugin
 from kvmpy.devices import ConsoleOutput
+from kvmpy.pytest_plugin import requirement
 from kvmpy.pytest_plugin.deadline import Deadline
 from kvmpy.pytest_plugin.guests import Guests
 
@@ -108,20 +109,26 @@ def test_without_kvm_a_test_is_skipped_with_the_reason_and_the_advice(session: p
     result.stdout.fnmatch_lines([f"SKIPPED * {reason}"])
 
 
-@pytest.mark.parametrize("way", ["--require-kvm", "KVMPY_REQUIRE_KVM"])
-def test_where_kvm_is_required_the_skip_is_a_failure(
-    session: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, way: str
-) -> None:
+def test_where_kvm_is_required_the_skip_is_a_failure(session: pytest.Pytester) -> None:
     session.makeconftest(NO_DEVICE)
     session.makepyfile(NEEDS_KVM)
-    options = [way] if way.startswith("--") else []
-    if not options:
-        monkeypatch.setenv(way, "1")
-    result = run(session, *options)
+    result = run(session, "--require-kvm")
     result.assert_outcomes(errors=5, failed=1, passed=1)
     result.stdout.fnmatch_lines(
         ["KVM and tools are required here*: /dev/no-such-device cannot be opened: No such file*"]
     )
+
+
+@pytest.mark.parametrize(("value", "required"), [("1", True), ("yes", True), ("0", False), ("", False), (None, False)])
+def test_the_environment_may_require_kvm_too(
+    monkeypatch: pytest.MonkeyPatch, value: str | None, required: bool
+) -> None:
+    monkeypatch.delenv("KVMPY_REQUIRE_KVM", raising=False)
+    if value is not None:
+        monkeypatch.setenv("KVMPY_REQUIRE_KVM", value)
+    assert requirement.is_required() is required
+    with pytest.raises(pytest.fail.Exception if required else pytest.skip.Exception, match="no luck"):
+        requirement.skip_or_fail("no luck")
 
 
 def test_the_marker_selects_tests_with_fixtures_that_run_guests(session: pytest.Pytester) -> None:
@@ -199,21 +206,6 @@ def test_a_deadline_that_is_none_is_refused_at_the_start(session: pytest.Pyteste
     result = session.runpytest_inprocess(*LEAN, "-o", f"kvm_deadline={value}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: *kvm_deadline: a positive number of seconds is needed, not '{value}'"])
-
-
-def test_a_marker_with_a_deadline_that_is_none_is_an_error_of_its_test(session: pytest.Pytester) -> None:
-    session.makepyfile(
-        """
-        import pytest
-
-        @pytest.mark.kvm(deadline="later")
-        def test_marked(kvm_tap): pass
-        """
-    )
-    session.makeconftest("from kvmpy.pytest_plugin import requirement\nrequirement.kvm_problem = lambda: None")
-    result = run(session)
-    result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*deadline of *test_marked: a positive number of seconds is needed, not 'later'"])
 
 
 def test_a_deadline_shortens_what_is_longer() -> None:
