@@ -4,6 +4,7 @@ Results are kept for the session. Without the tools tests skip, naming the Debia
 KVMPY_REQUIRE_KVM=1 or --require-kvm).
 """
 
+import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -28,16 +29,21 @@ def _or_skip(make: Callable[_P, _R]) -> Callable[_P, _R]:
     return made
 
 
+@functools.cache  # the tool chain remembers, too, but looks at the tools each time, which property tests would feel
+def _assembled(source: str, address: int, bits: int) -> GuestProgram:
+    return TOOLCHAIN.assemble(source, address=address, bits=bits)
+
+
 @_or_skip
 def assemble(source: str, *, address: int = 0x1000, bits: int = 16) -> bytes:
     """The machine code of `source`, linked for guest address `address`, for a processor in 16-, 32- or 64-bit mode."""
-    return TOOLCHAIN.assemble(source, address=address, bits=bits).image
+    return _assembled(source, address, bits).image
 
 
 @_or_skip
 def assemble_with_symbols(source: str, *, address: int = 0x1000, bits: int = 16) -> tuple[bytes, dict[str, int]]:
     """As `assemble`, with the address of every label."""
-    program = TOOLCHAIN.assemble(source, address=address, bits=bits)
+    program = _assembled(source, address, bits)
     return program.image, dict(program.symbols)
 
 
