@@ -115,7 +115,7 @@ class Debugger(Points):
         """The guest is at these points: ask their conditions, call their handlers, stop if one says so."""
         vcpu.passed = pc
         for point in list(points):
-            if point.condition is not None and not point.condition(vcpu.vcpu):
+            if not point.active or (point.condition is not None and not point.condition(vcpu.vcpu)):
                 continue
             point.hits += 1
             if isinstance(point, Breakpoint) and point.temporary:
@@ -187,9 +187,13 @@ class Debugger(Points):
         self._control.let_one_run(vcpu, self)
 
     def _post_end(self, vcpu: VcpuDebugging) -> None:
+        if vcpu.end is not None:
+            vcpu.runner.post(lambda: self._end(vcpu))
+
+    def _end(self, vcpu: VcpuDebugging) -> None:
         event, vcpu.end = vcpu.end, None
-        if event is not None:
-            vcpu.runner.post(lambda: vcpu.runner.handle(event))
+        if event is not None:  # else the run was ended otherwise before it went on
+            vcpu.runner.handle(event)
 
     def _hold(self) -> None:
         with self._control.changing():
@@ -214,5 +218,7 @@ class Debugger(Points):
         listener(stop)
 
     def _run_ended(self, outcome: Outcome) -> None:
+        for vcpu in self._vcpus.values():
+            vcpu.end = None
         if self._listener is not None:
             self._listener(Stop(StopKind.ENDED, outcome.vcpu or 0, outcome=outcome))
