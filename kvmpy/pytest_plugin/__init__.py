@@ -113,15 +113,20 @@ def _guests_of(request: pytest.FixtureRequest) -> Guests:
         from kvmpy.pytest_plugin.deadline import Deadline
         from kvmpy.pytest_plugin.guests import Guests
 
-        value = item.config.getini("kvm_deadline")
-        for marker in item.iter_markers("kvm"):
-            if marker.kwargs.get("deadline") is not None:
-                value = marker.kwargs["deadline"]
-                break
-        seconds = _seconds(value, f"deadline of {item.nodeid}", ValueError)
         debugged = any(item.config.getoption(name, default=False) for name in ("usepdb", "trace"))
-        item.stash[_guests] = Guests(Deadline(float("inf") if debugged else seconds))
+        item.stash[_guests] = Guests(Deadline(float("inf") if debugged else _seconds_of(item)))
     return item.stash[_guests]
+
+
+def _seconds_of(item: pytest.Item) -> float:
+    """What the nearest marker says that says something, or the ini option."""
+    value: object = None
+    for marker in item.iter_markers("kvm"):
+        if marker.args or marker.kwargs.keys() - {"deadline"}:
+            raise ValueError(f"pytest.mark.kvm takes deadline=seconds and nothing else; {item.nodeid} has {marker}")
+        value = marker.kwargs.get("deadline") if value is None else value
+    value = item.config.getini("kvm_deadline") if value is None else value
+    return _seconds(value, f"deadline of {item.nodeid}", ValueError)
 
 
 @pytest.fixture

@@ -290,6 +290,10 @@ HANGS = r"""
     def test_when(kvm_boot):
         pass
 
+    @pytest.mark.kvm(5)
+    def test_five_of_what(kvm_boot):
+        pass
+
     def test_the_session_goes_on(kvm_boot):
         assert kvm_boot(b"\xfa\xf4").outcome.ok
 """
@@ -298,7 +302,7 @@ HANGS = r"""
 def test_a_guest_that_hangs_fails_its_test_at_the_deadline_and_not_the_session(session: pytest.Pytester) -> None:
     session.makepyfile(HANGS)
     result = run(session, "-o", "kvm_deadline=0.1")
-    result.assert_outcomes(failed=9, passed=2, errors=1)
+    result.assert_outcomes(failed=9, passed=2, errors=2)
     text = result.stdout.str()
     assert (
         len(re.findall(r"^E +Failed: timeout: the guest still ran when the 0\.05 s were over", text, re.MULTILINE)) == 8
@@ -307,6 +311,7 @@ def test_a_guest_that_hangs_fails_its_test_at_the_deadline_and_not_the_session(s
         result, "test_default_of_the_session"
     )
     assert "test_when: a positive number of seconds is needed, not 'later'" in text
+    assert "pytest.mark.kvm takes deadline=seconds and nothing else; " in text
     boot = failure(result, "TestMarked.test_boot")
     assert re.search(r"^> +kvm_boot\(LOOP\)\nE ", boot, re.MULTILINE), "the line of the test, not one of the plugin"
     assert "timeout" in boot.partition("kvm outcome")[2].lower()
