@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvmpy.abi.flags import KVM_MP_STATE_HALTED
@@ -36,6 +37,8 @@ __all__ = ["StepObserver"]
 
 _STEP = 1 << 14
 """DR6.BS: a single step ended (SDM vol. 3, 18.2.3)."""
+_ACCESS = 4
+"""Items of a port or memory access that was an exit, as an observer is told it."""
 _LONGEST = 15
 _RSP, _RIP = GENERAL_REGISTERS.index("rsp"), GENERAL_REGISTERS.index("rip")
 _PAGE = 0x1000
@@ -58,16 +61,22 @@ class StepObserver:
     def start(self) -> None:
         """Have every vCPU step from its next entry on."""
         for runner in self._runners:
-            runner.exit_handlers.setdefault(Debug, self._go_on)
-            self._do(runner, self._stepped[runner.vcpu.id].start)
+            self._do(runner, partial(self._start, runner))
 
     def stop(self) -> None:
         """Let them run again."""
         for runner in self._runners:
-            if runner.exit_handlers.get(Debug) == self._go_on:
-                del runner.exit_handlers[Debug]
             if not runner.vcpu.closed:
-                self._do(runner, self._stepped[runner.vcpu.id].stop)
+                self._do(runner, partial(self._stop, runner))
+
+    def _start(self, runner: VcpuRunner) -> None:
+        runner.exit_handlers.setdefault(Debug, self._go_on)
+        self._stepped[runner.vcpu.id].start()
+
+    def _stop(self, runner: VcpuRunner) -> None:
+        self._stepped[runner.vcpu.id].stop()
+        if runner.exit_handlers.get(Debug) == self._go_on:
+            del runner.exit_handlers[Debug]
 
     def _do(self, runner: VcpuRunner, call: Callable[[], None]) -> None:
         """Between two exits, in the vCPU's thread where it has one now."""
@@ -98,9 +107,17 @@ class StepObserver:
             self._note(vcpu, entered, left, handled, *stepped.completed())
         else:
             self._note(vcpu, entered, left, handled, what, value)
-            if type(what) is InternalError and stepped.has_moved:  # done in software
+            if _ends_an_instruction(what) and stepped.has_moved:
                 self._note(vcpu, handled, handled, handled, *stepped.completed())
             stepped.renew()
+
+
+def _ends_an_instruction(what: What) -> bool:
+    """Whether RIP may be behind the instruction already: KVM then reports no step of it.
+
+    So it is with an access that writes, and with what was done in software. A write that was queued is no exit.
+    """
+    return type(what) is InternalError or (isinstance(what, tuple) and len(what) == _ACCESS)
 
 
 class _SteppedVcpu:

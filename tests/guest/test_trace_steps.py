@@ -1,0 +1,188 @@
+"""Traces with every instruction: what was executed, what it changed, and that the guest does what it does without."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from gnu_toolchain import assemble, assemble_with_symbols
+from kvmpy import End, Machine
+from kvmpy.boot import FlatImage
+from kvmpy.debug.disassembly import Disassembler
+from kvmpy.debug.symbols import SymbolTable
+from kvmpy.debug.trace import TraceEvent, Tracer
+from kvmpy.devices import PostPort
+from kvmpy.exits import Debug
+
+KIB = 1024
+PATIENCE = 20.0
+MODES = {16: "real", 32: "protected", 64: "long"}
+
+needs_capstone = pytest.mark.skipif(not Disassembler().available, reason="needs capstone, of the extra `debug`")
+
+
+def machine_with(source: str, *, bits: int = 16, irqchip: bool = False) -> Machine:
+    machine = Machine(memory=512 * KIB, irqchip=irqchip)
+    machine.load(FlatImage(assemble(source, bits=bits), mode=MODES[bits]))
+    return machine
+
+
+def steps(trace: Tracer) -> list[TraceEvent]:
+    return [event for event in trace.events if event.kind == "step"]
+
+
+@needs_capstone
+@pytest.mark.parametrize("bits", [16, 32, 64])
+def test_every_instruction_is_told_with_its_bytes_and_what_it_changed(bits: int) -> None:
+    source = """
+        mov ecx, 2
+    1:  inc ebx
+        loop 1b
+        mov al, 7
+        out 0x80, al
+        in al, 0x80
+        nop
+        hlt"""
+    code, symbols = assemble_with_symbols(source.replace("1:", "again: 1:"), bits=bits)
+    with machine_with(source, bits=bits) as machine:
+        machine.add(PostPort())
+        machine.symbols = SymbolTable.from_dict(symbols)
+        with machine.trace(steps=True) as trace:
+            assert machine.run(PATIENCE).end is End.HALTED
+        told = steps(trace)
+        names = [event.name.split(" <")[0] for event in told]
+        loop = f"loop {symbols['again']:#x}"
+        if names[-1] == "hlt":  # where its step comes before its exit
+            names.pop()
+        assert names == [
+            "mov ecx, 2", "inc ebx", loop, "inc ebx", loop, "mov al, 7", "out 0x80, al", "in al, 0x80", "nop",
+        ]  # fmt: skip
+        changed = [
+            {name: value for name, value in event.registers.items() if name != "rflags"} for event in told[:9]
+        ]  # fmt: skip
+        assert changed == [{"rcx": 2}, {"rbx": 1}, {"rcx": 1}, {"rbx": 2}, {"rcx": 0}, {"rax": 7}, {}, {}, {}]
+        assert told[1].text == "again"
+        for event in told:
+            assert event.address is not None
+            offset = event.address - 0x1000
+            assert event.value == code[offset : offset + (event.size or 0)]
+            assert event.size
+        # Accesses stand before the instruction that makes them is complete.
+        order = [event.name for event in trace.events if event.kind in ("port", "step")]
+        assert order.index("out 0x80") + 1 == order.index("out 0x80, al")
+        assert order.index("in 0x80") + 1 == order.index("in al, 0x80")
+
+
+@pytest.mark.parametrize("bits", [16, 32, 64])
+def test_the_guest_ends_as_it_does_without(bits: int) -> None:
+    source = """
+        mov ecx, 20; xor ebx, ebx
+    1:  add ebx, ecx; pushf; popf; loop 1b
+        mov al, 0xaa; out 0x80, al
+        hlt"""
+
+    def run(steps: bool) -> tuple[str, int, int, int, str]:
+        with machine_with(source, bits=bits) as machine:
+            machine.add(PostPort())
+            if steps:
+                with machine.trace(steps=True):
+                    outcome = machine.run(PATIENCE)
+            else:
+                outcome = machine.run(PATIENCE)
+            regs = machine.vcpus[0].regs
+            return outcome.end, regs.rbx, regs.rip, regs.rflags, outcome.message
+
+    assert run(steps=True) == run(steps=False)
+
+
+TIMER = """
+        cli; xor ax, ax; mov ds, ax; mov ss, ax; mov sp, 0x8000
+        mov word ptr [0x20], offset tick; mov word ptr [0x22], 0
+        mov al, 0x11; out 0x20, al; mov al, 8; out 0x21, al; mov al, 4; out 0x21, al; mov al, 1; out 0x21, al
+        mov al, 0xfe; out 0x21, al
+        mov al, 0x34; out 0x43, al; xor al, al; out 0x40, al; mov al, 0x10; out 0x40, al
+        sti
+1:      hlt
+after:  cmp bl, 3; jb 1b
+        cli; hlt
+tick:   inc bl; mov al, 0x20; out 0x20, al; iret
+"""
+
+
+def test_interrupts_come_and_hlt_waits_for_them() -> None:
+    _, symbols = assemble_with_symbols(TIMER)
+    with machine_with(TIMER, irqchip=True) as machine:
+        with machine.trace(steps=True) as trace:
+            outcome = machine.run(PATIENCE)
+        assert outcome.end is End.HALTED
+        assert outcome.message == "halted with interrupts off"
+        ticks = machine.vcpus[0].regs.rbx & 0xFF
+        assert ticks >= 3  # on a busy host several come at once
+        told = steps(trace)
+        assert sum("rbx" in event.registers for event in told) == ticks
+        assert [event.value for event in told].count(b"\xf4") >= 2
+        # Where an interrupt came before an instruction, that one is not taken for the first one of the handler.
+        at_after = [event for event in told if event.address == symbols["after"] and "interrupt" not in event.name]
+        assert at_after
+        assert all("rbx" not in event.registers for event in at_after)
+
+
+def test_steps_can_be_filtered_and_kept_in_a_ring() -> None:
+    with machine_with("mov cx, 1000; 1: inc bx; loop 1b; hlt") as machine:
+        with machine.trace(steps=True, addresses=range(0x1003, 0x1004), ring=10) as trace:
+            machine.run(PATIENCE)
+        assert trace.count == 1000
+        assert [event.registers["rbx"] for event in trace.events] == list(range(991, 1001))
+
+
+def test_stepping_begins_and_ends_while_the_guest_runs() -> None:
+    with machine_with("1: inc ebx; jmp 1b", bits=32) as machine:
+        machine.start(timeout=PATIENCE)
+        for _ in range(3):
+            with machine.trace(steps=True, kinds="step") as trace:
+                while len(trace.events) < 20:
+                    threading.Event().wait(0.01)
+            changes = [event.registers["rbx"] for event in trace.events if "rbx" in event.registers]
+            assert changes == list(range(changes[0], changes[0] + len(changes)))
+            with machine.paused():
+                before = machine.vcpus[0].regs.rbx
+            told = trace.count
+            threading.Event().wait(0.05)
+            with machine.paused():
+                assert machine.vcpus[0].regs.rbx > before
+            assert trace.count == told
+        assert machine.stop().end is End.STOPPED
+
+
+def test_nothing_of_the_steps_is_left_on_the_vcpu() -> None:
+    with machine_with("nop; nop; hlt") as machine:
+        with machine.trace(steps=True):
+            machine.run(PATIENCE)
+        vcpu = machine.vcpus[0]
+        vcpu.regs.rip = 0x1000
+        assert not isinstance(vcpu.run(PATIENCE), Debug)
+        assert not machine.runners[0].exit_handlers
+
+
+def test_a_handler_of_ones_own_for_debug_exits_stays() -> None:
+    seen: list[int] = []
+    with machine_with("nop; nop; nop; hlt") as machine:
+        machine.on_exit(Debug, lambda vcpu, event: seen.append(event.pc))
+        with machine.trace(steps=True) as trace:
+            machine.run(timeout=1)
+        assert seen[:2] == [0x1001, 0x1002]
+        assert len(steps(trace)) >= 3
+        assert Debug in machine.runners[0].exit_handlers
+
+
+def test_breakpoints_stop_while_steps_are_traced() -> None:
+    code, symbols = assemble_with_symbols("mov cx, 3; again: inc bx; loop again; mov dx, 1; hlt")
+    with machine_with("mov cx, 3; again: inc bx; loop again; mov dx, 1; hlt") as machine:
+        hits: list[int] = []
+        machine.breakpoint(symbols["again"], lambda vcpu, point: hits.append(vcpu.regs.rcx))
+        with machine.trace(steps=True, kinds="step") as trace:
+            assert machine.run(PATIENCE).end is End.HALTED
+        assert hits == [3, 2, 1]
+        assert [event.address for event in trace.events].count(symbols["again"]) == 3
+        assert machine.memory.read(0x1000, len(code)) == code
