@@ -68,8 +68,17 @@ class GuestOutput:
             if not self._at_line_start:
                 self._pass_on(b"\n")
 
+    def show(self, text: str) -> None:
+        """Write lines of the prompt's own, which nothing of the guest's comes in between."""
+        with self._lock:
+            sys.stdout.flush()
+            start = "" if self._at_line_start else "\n"
+            self._pass_on(f"{start}{text}\n".encode(sys.stdout.encoding or "utf-8", "backslashreplace"))
+
     def _pass_on(self, data: bytes | bytearray) -> None:
-        sys.stdout.flush()  # what was printed before
+        # What was printed before comes first; but another thread would tear a line that is being printed.
+        if threading.current_thread() is threading.main_thread():
+            sys.stdout.flush()
         self._at_line_start = data.endswith(b"\n")
         left = memoryview(data)
         while left:

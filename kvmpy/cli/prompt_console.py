@@ -78,9 +78,8 @@ class PromptConsole(code.InteractiveConsole):
                     self.resetbuffer()
                     more = interrupted = False
                     self._show_interruption()
-                self.output.finish_line()
                 if end := self._end():
-                    print(end)
+                    self.output.show(end)
                 line = self.raw_input((_NEXT if more else _FIRST) if terminal else "")
                 more = self.push(line)
             except EOFError:
@@ -189,14 +188,11 @@ class PromptConsole(code.InteractiveConsole):
         if value is None:
             return
         builtins._ = value  # type: ignore[attr-defined]
-        text = shown(value)
-        self.output.finish_line()
-        print(text)
+        self.output.show(shown(value))
 
     def _show_interruption(self) -> None:
         stopped = self.prompt.interrupted()
-        self.output.finish_line()
-        print(f"\n{'KeyboardInterrupt' if stopped is None else stopped}")
+        self.output.show(f"\n{'KeyboardInterrupt' if stopped is None else stopped}")
 
     def showtraceback(self) -> None:
         """Show the exception that is being handled."""

@@ -250,7 +250,7 @@ while machine.running: time.sleep(0.01)
 'next'
 """
     done = shell(talking, statements=statements)
-    lines = [line for line in done.stdout.splitlines() if line != "."]
+    lines = [line for line in done.stdout.splitlines() if line not in (".", "")]
     assert lines[:2] == ["True", "True"]
     assert lines[2].startswith("0x1000  ba f8")
     assert "stopped" in lines

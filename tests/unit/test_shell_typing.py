@@ -120,7 +120,8 @@ def test_symbols_and_registers_are_completed_within_strings() -> None:
     assert sorted(completed("dump('rs")) == ["rsi", "rsp"]
     assert completed('dump("r9') == ["r9"]
     assert "main" in completed('br("')
-    assert sorted(completed('br("main") + ma', make=1)) == ["make", "map("]
+    assert completed('br("main") + mak', make=1) == ["make"]
+    assert "main" not in completed('br("main") + ma')
 
 
 def test_other_symbols_are_offered_when_the_machine_has_others() -> None:
@@ -198,6 +199,16 @@ def test_a_line_that_the_guest_began_is_ended_for_others() -> None:
         output.finish_line()
         output.finish_line()
         assert terminal.read() == b"login: \n"
+
+
+def test_lines_of_the_prompt_begin_at_the_left() -> None:
+    with standard_output() as terminal:
+        output = GuestOutput()
+        output.show("0x1")
+        output.write(b"log")
+        output.show("0x2\n0x3")
+        output.finish_line()
+        assert terminal.read() == b"0x1\nlog\n0x2\n0x3\n"
 
 
 def test_while_a_line_is_typed_whole_lines_are_taken() -> None:
