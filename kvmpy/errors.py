@@ -12,12 +12,15 @@ The tree says whose fault it is::
     │   ├── RegisterValueError       a value does not fit its register
     │   ├── ReplyError               an answer to an exit that cannot be given (any more)
     │   ├── HandlerResultError       a device answered a read with something unfit
-    │   └── ImageError               a guest image is truncated, lying or too large
+    │   ├── ImageError               a guest image is truncated, lying or too large
+    │   ├── UnknownSymbolError       a name that no symbol has (in kvmpy.debug.symbols)
+    │   └── SourceError              as or gcc refused a guest's source (in kvmpy.guest.toolchain)
     ├── KvmError (OSError)           the kernel refused an ioctl
     │   ├── KvmUnavailableError      /dev/kvm is missing or may not be opened
     │   ├── KvmVersionError          the kernel speaks another KVM API version
     │   ├── CapabilityError          this host's KVM lacks a feature
     │   └── EntryRefusedError        the vCPU state breaks rules of KVM or of the processor
+    ├── ToolMissingError             as, ld or gcc is not installed (in kvmpy.guest.toolchain)
     ├── GuestFailed                  the guest ended badly and run(check=True) was asked for
     └── ExpectTimeout (TimeoutError) a console did not print what was waited for (in kvmpy.devices)
 
