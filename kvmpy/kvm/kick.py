@@ -1,17 +1,22 @@
-"""Getting a thread out of KVM_RUN without luck: one blocked signal, and a timer of each vCPU that sends it.
+"""Getting a thread out of KVM_RUN without luck: one signal, and a timer of each vCPU that sends it.
 
 Signal mask and timers are the thread's, made once and lent to the vCPUs that it runs, so that VMs that come and go do
-not pay for them.
+not pay for them. No Python-level signal handler, which would run late and only in the main thread, is involved.
 
-The signal is blocked in every thread that runs a vCPU, and KVM_SET_SIGNAL_MASK opens it inside KVM_RUN only. One that
-arrives at the worst moment, between the last look at the requests and KVM_RUN, therefore stays pending and ends KVM_RUN
-at once: nothing is lost, and no Python-level signal handler, which would run late and only in the main thread, is
-involved. `immediate_exit` in kvm_run (KVM API, chapter 5) does the same for a kick that finds no thread to signal.
+A signal can arrive at the worst moment, between the last look at the requests and KVM_RUN. There are two ways:
+
+* **Blocked**, as a rule. The signal is blocked in every thread that runs a vCPU, and KVM_SET_SIGNAL_MASK opens it
+  inside KVM_RUN only. So it stays pending, ends KVM_RUN at once, and is swept up afterwards: none is lost, whoever
+  sends it. But KVM then changes the thread's signal mask twice for each KVM_RUN, which costs 0.2 us and more.
+* **Unblocked**, see `Unblocked`, for loops of many exits. A kick does not need the signal to stay pending: it stores
+  `immediate_exit` in kvm_run before (KVM API, chapter 5), at which KVM_RUN comes back at once. Only the tick of a timer
+  can be lost. That is no matter where the next one will do as well; whoever waits for a certain one, a deadline, stays
+  with the first way.
 """
 
 import ctypes
 import os
-from _thread import _local, get_native_id  # threading itself costs 3 ms of `import kvmpy`
+from _thread import _local, get_ident, get_native_id  # threading itself costs 3 ms of `import kvmpy`
 
 from kvmpy.errors import KvmError
 
@@ -29,10 +34,10 @@ __all__ = [
     "KickTimer",
     "PreparedThread",
     "SignalMask",
+    "Unblocked",
     "borrow_timer",
     "drain",
     "give_back",
-    "in_main_thread",
     "mask_in_guest",
     "prepare_thread",
     "send",
@@ -98,44 +103,94 @@ _SPARE_TIMERS = 4
 """How many a thread keeps. They end with it."""
 
 
-class PreparedThread:
-    """A thread that runs vCPUs. Unlike its native id `tid`, no other thread ever is it."""
+_JUST_THIS = (KICK_SIGNAL,)
 
-    __slots__ = ("tid",)
+
+class PreparedThread:
+    """A thread that runs vCPUs. Unlike its ids, Python's `ident` and Linux's `tid`, no other thread ever is it."""
+
+    __slots__ = ("ident", "is_main", "tid", "unblocked")
 
     def __init__(self) -> None:
-        self.tid = get_native_id()
+        self.ident, self.tid = get_ident(), get_native_id()
+        self.is_main = self.tid == _process
+        """Whether it is the thread in which Python handles signals: Linux numbers it like the process."""
+        self.unblocked = False
+        """Whether the kick signal is delivered wherever the thread is, to no effect but that KVM_RUN comes back."""
+
+    # Both are called by this thread. `finally`: an exception of a signal handler can break in behind the system call.
+
+    def block(self) -> None:
+        """Have the kick signal stay pending outside KVM_RUN: the rule."""
+        try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _JUST_THIS)
+        finally:
+            self.unblocked = False
+
+    def unblock(self) -> None:
+        """The contrary."""
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _JUST_THIS)
+        finally:
+            self.unblocked = True
+
+
+class Unblocked:
+    """A context: the calling thread takes the kick signal anywhere, and its vCPUs need no mask in KVM_RUN.
+
+    Nothing changes unless `wanted`, nor when somebody else has a handler for the signal, who would be called then.
+    """
+
+    __slots__ = ("_thread", "_wanted")
+
+    def __init__(self, wanted: bool) -> None:
+        self._thread = prepare_thread()
+        self._wanted = wanted and not self._thread.unblocked  # a run in a handler of a run changes nothing
+
+    def __enter__(self) -> None:
+        if self._wanted:
+            self._wanted = _handler_is_ours()
+            if self._wanted:
+                self._thread.unblock()
+
+    def __exit__(self, *_: object) -> None:
+        if self._wanted:
+            self._thread.block()
 
 
 def prepare_thread() -> PreparedThread:
     """Block the kick signal in the calling thread, once, and answer which thread it is."""
     thread: PreparedThread | None = getattr(_this_thread, "prepared", None)
     if thread is None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, [KICK_SIGNAL])
-        _survive_unblocking()
         thread = PreparedThread()
+        thread.block()
+        _survive_unblocking()
         _this_thread.timers = []
         _this_thread.mask = None
         _this_thread.prepared = thread
     return thread
 
 
-def in_main_thread() -> bool:
-    """Whether this is the thread in which Python handles signals: Linux numbers it like the process."""
-    return prepare_thread().tid == _process
+_DOES_NOTHING = ctypes.cast(_libc.abs, ctypes.c_void_p)
+"""A handler for the kick signal: C's abs() takes an int, as every signal handler does, and has no effect."""
 
 
 def _survive_unblocking() -> None:
     """Give the signal a handler that does nothing: should somebody unblock it, the default would kill the process.
 
-    The handler is C's abs(): it takes an int, like every signal handler, and has no effect. Python's own signal.signal
-    would do only in the main thread. A handler that somebody has set already is left alone.
+    Python's own signal.signal would do only in the main thread. A handler that somebody has set already is left alone.
     """
     _libc.signal.restype = ctypes.c_void_p
-    harmless = ctypes.cast(_libc.abs, ctypes.c_void_p)
-    previous = _libc.signal(KICK_SIGNAL, harmless)
-    if previous not in (None, 0, harmless.value):
+    previous = _libc.signal(KICK_SIGNAL, _DOES_NOTHING)
+    if previous not in (None, 0, _DOES_NOTHING.value):
         _libc.signal(KICK_SIGNAL, ctypes.c_void_p(previous))
+
+
+def _handler_is_ours() -> bool:
+    """Whether the signal still has the handler that does nothing."""
+    action = (ctypes.c_void_p * 32)()  # struct sigaction, 152 bytes, which begins with the handler
+    _libc.sigaction(KICK_SIGNAL, None, action)
+    return bool(action[0] == _DOES_NOTHING.value)
 
 
 def mask_in_guest() -> SignalMask:

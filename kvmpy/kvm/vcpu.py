@@ -7,7 +7,7 @@ from _thread import get_ident
 
 from kvmpy._exit import Answered, Exit
 from kvmpy.abi.ioctls import IOCTLS, KVM_RUN, Ioctl
-from kvmpy.errors import KvmError, VcpuBusyError
+from kvmpy.errors import KvmError
 from kvmpy.exits import FailEntry, Interrupted
 from kvmpy.kvm import kick
 from kvmpy.kvm.descriptor import raw_ioctl
@@ -25,14 +25,13 @@ from kvmpy.kvm.run_page import (
     ClosedRunPage,
     RunPage,
 )
-from kvmpy.kvm.vcpu_registers import VcpuRegisters
+from kvmpy.kvm.vcpu_thread import HEARTBEAT, SOON, VcpuThread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Protocol
 
-    from kvmpy.kvm.kick import PreparedThread
     from kvmpy.kvm.vm import Vm
     from kvmpy.x86.entry_rules import Violation
 
@@ -41,12 +40,6 @@ if TYPE_CHECKING:
 
 
 __all__ = ["Vcpu"]
-
-HEARTBEAT = 0.05
-"""Seconds. So often KVM_RUN comes back in the main thread, because only there does Python handle Ctrl-C."""
-
-_SOON = 1e-6
-"""Seconds: as short as a timer gets without being disarmed."""
 
 _REASON = EXIT_REASON // 4
 _ANSWERED = (3, 29, 30)  # KVM_EXIT_HYPERCALL, X86_RDMSR, X86_WRMSR
@@ -60,7 +53,7 @@ _CHANGE_REGISTERS = frozenset(("KVM_RUN", "KVM_INTERRUPT", "KVM_GET_MP_STATE"))
 """Ioctls besides KVM_SET_* that change registers: the last two queue an interrupt, or act on a pending INIT or SIPI."""
 
 
-class Vcpu(VcpuRegisters):
+class Vcpu(VcpuThread):
     """One virtual processor of a `Vm`; made by `Vm.create_vcpu`.
 
     `regs` and `sregs` are its registers; `run()` enters the guest and answers with the next exit; `exits()` does so
@@ -81,11 +74,6 @@ class Vcpu(VcpuRegisters):
             super().close()
             raise
         self._vm = vm
-        self._owner: dict[int, int] = {}  # {0: thread}: setdefault is atomic, which is all the lock it takes
-        self._thread: PreparedThread | None = None  # which signals reach
-        self._timer: kick.KickTimer | None = None
-        self._heartbeat = False
-        self._kicked = False
         self._attachments: list[Attachment] = []
         """What else maps this vCPU's file descriptor, closed with it."""
         self.backlog: tuple[Exit, ...] = ()  # exits that settle() met and that nobody has had yet
@@ -112,10 +100,6 @@ class Vcpu(VcpuRegisters):
             self.check_idle()
         super().close()
         # What refers to the mapping, or in a circle to this object, goes now and not with the next garbage collection.
-        if self._timer is not None:
-            self.arm(0, 0)
-            kick.give_back(self._timer)
-            self._timer = None
         for attachment in self._attachments:
             attachment.close()
         self._attachments.clear()
@@ -136,12 +120,6 @@ class Vcpu(VcpuRegisters):
         self._check_usable()
         self._attachments.append(attachment)
 
-    def check_idle(self) -> None:
-        """Raise VcpuBusyError when another thread runs this vCPU."""
-        owner = self._owner.get(0)
-        if owner is not None and owner != get_ident():
-            raise VcpuBusyError(f"{self!r} is being run by another thread; stop or pause it first, or use kick()")
-
     # Running
 
     def run(self, timeout: float | None = None) -> Exit:
@@ -153,6 +131,8 @@ class Vcpu(VcpuRegisters):
         call. Raises KvmError when KVM_RUN fails, EntryRefusedError when the registers that were set break KVM's rules,
         VcpuBusyError when another thread runs this vCPU.
         """
+        if kick.prepare_thread().unblocked:
+            return self._run_in_handler(timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         thread = get_ident()
         try:
@@ -168,7 +148,7 @@ class Vcpu(VcpuRegisters):
             if reasons[_REASON] in NOT_FROM_THE_GUEST:
                 if self._kicked:  # perhaps an exception broke in while the kick was being taken
                     page.u8[IMMEDIATE_EXIT] = 1
-                self._arm(timeout)
+                self._arm_for_run(timeout)
                 page.runs[0] += 1
                 reasons[_REASON] = NO_EXIT
                 while self.enter(*self.entry) < 0:
@@ -189,18 +169,25 @@ class Vcpu(VcpuRegisters):
         self._owner = {}
         return event
 
+    def _run_in_handler(self, timeout: float | None) -> Exit:
+        """`run` in a thread that has the kick signal unblocked: called by a device's handler, in a machine's run."""
+        thread = kick.prepare_thread()
+        event: Exit | None = None
+        try:
+            thread.block()
+            event = self.run(timeout)
+            thread.unblock()
+        except BaseException:
+            thread.unblock()
+            if event is not None:  # an exception broke in behind it
+                self.backlog = (event, *self.backlog)
+            raise
+        return event
+
     def exits(self, timeout: float | None = None) -> "Iterator[Exit]":
         """Run the guest for ever, one exit after the other; `timeout` seconds for each. Leave the loop to stop."""
         while True:
             yield self.run(timeout)
-
-    def kick(self) -> None:
-        """Bring the vCPU out of the guest, from any thread: its present or next run answers with `Interrupted`."""
-        self._check_usable()
-        self._kicked = True
-        self.page.u8[IMMEDIATE_EXIT] = 1
-        if self._owner and (thread := self._thread) is not None:
-            kick.send(thread.tid)
 
     def settle(self, handle: "Callable[[Exit], object] | None" = None) -> None:
         """Complete what the last exit left pending, without running the guest on (KVM API, chapter 5, immediate_exit).
@@ -239,68 +226,13 @@ class Vcpu(VcpuRegisters):
             if not nested:
                 self.release()
 
-    # The protocol of a run, shared with the run loop of a Machine
-
-    def claim(self) -> None:
-        """Make the calling thread the one that runs this vCPU. Raises VcpuBusyError when there is another."""
-        self._check_usable()
-        thread = get_ident()
-        while self._owner.setdefault(0, thread) != thread:
-            self.check_idle()  # if that does not raise, it was released a moment ago
-        here = kick.prepare_thread()
-        if here is not self._thread:
-            self._adopt(here)
-        self._sync.before_run()
-
-    def release(self) -> None:
-        """Let other threads use the vCPU again. Nothing happens in a thread that has not claimed it."""
-        if self._owner.get(0) == get_ident():
-            self._owner = {}
-
-    def _adopt(self, thread: "PreparedThread") -> None:
-        """The first run in this thread: direct the signals here."""
-        mask = kick.mask_in_guest()
-        self._call(IOCTLS["KVM_SET_SIGNAL_MASK"], ctypes.addressof(mask))
-        if self._timer is not None:
-            self._timer.delete()
-        self._timer = kick.borrow_timer()
-        self._thread = thread
-        self._heartbeat = False
-
-    def arm(self, first: float, interval: float) -> None:
-        """Have KVM_RUN interrupted in `first` seconds, then every `interval` seconds (`first` 0: not any more)."""
-        if (timer := self._timer) is None:
-            return
-        # A signal that the timer has already sent stays pending and would end the next KVM_RUN; what is more, since
-        # Linux 6.13 sigtimedwait does not find it any more once the timer is set anew. So: stop, sweep, start.
-        self._heartbeat = False
-        if timer.armed:
-            timer.arm(0)
-            if kick.drain() is kick.SENT:
-                self._kicked = True
-                self.page.u8[IMMEDIATE_EXIT] = 1
-            timer.armed = False  # not before: an exception may break in anywhere here
-        if first:
-            timer.arm(first, interval)
-            self._heartbeat = interval == HEARTBEAT
-
-    def _arm(self, timeout: float | None) -> None:
-        """Set the timer for a run: the timeout, and in the main thread the heartbeat, which then goes on."""
-        if kick.in_main_thread():
-            if timeout is not None and timeout < HEARTBEAT:
-                self.arm(max(timeout, _SOON), HEARTBEAT)
-            elif not self._heartbeat:
-                self.arm(HEARTBEAT, HEARTBEAT)
-        elif timeout is not None:
-            self.arm(max(timeout, _SOON), 0)
-
     def _after_error(self, number: int, deadline: float | None) -> Exit | None:
         """KVM_RUN came back with an errno: the exit that this is, or None to enter again."""
         if number == errno.EINTR:
             foreign = self._interruption()
             left = HEARTBEAT if deadline is None else deadline - time.monotonic()
             if 0 < left < HEARTBEAT and self._heartbeat:
-                self.arm(max(left, _SOON), HEARTBEAT)  # the next tick shall be the deadline
+                self.arm(max(left, SOON), HEARTBEAT)  # the next tick shall be the deadline
             by_kick, by_timeout = Interrupted(), Interrupted(True)
             # Nothing is called from here on: see the end of run().
             kicked = self._kicked or foreign
@@ -317,20 +249,6 @@ class Vcpu(VcpuRegisters):
         if self.page.exit_reason == MEMORY_FAULT:  # the one reason that comes with an errno (KVM API, 7.35)
             return decode(self.page)
         raise self._run_error(number)
-
-    def take_kick(self) -> bool:
-        """After EINTR: forget kicks and pending signals. False when it was only the timer that ticked."""
-        foreign = self._interruption()
-        kicked = self._kicked
-        self._kicked = False
-        return kicked or foreign
-
-    def _interruption(self) -> bool:
-        """After EINTR: sweep the signals, and let registers go that were held back. True: it was a foreign signal."""
-        completed = self._sync.completed()
-        self.page.u8[IMMEDIATE_EXIT] = 0  # before the request is read: a kick from now on stays visible
-        found = kick.drain()
-        return found == kick.SENT or (found == kick.NOTHING and not completed)
 
     def _pending(self) -> bool:
         """Whether KVM waits to complete a read, an MSR access or a hypercall (KVM API, chapter 5)."""

@@ -7,7 +7,9 @@ from collections import deque
 
 from kvmpy import exits
 from kvmpy._exit import Answered, Exit
-from kvmpy.kvm.vcpu import HEARTBEAT, Vcpu
+from kvmpy.kvm.kick import Unblocked
+from kvmpy.kvm.vcpu import Vcpu
+from kvmpy.kvm.vcpu_thread import HEARTBEAT
 from kvmpy.machine.outcome import End, Outcome
 from kvmpy.machine.run_control import RunControl
 from kvmpy.machine.run_loop import RunLoop
@@ -70,24 +72,31 @@ class VcpuRunner:
         try:
             if not control.enter(vcpu):
                 return
-            vcpu.claim()
-            try:
-                vcpu.page.runs[0] += 1
-                if control.queuing and self.loop.queue is None:
-                    from kvmpy.kvm.coalesced_ring import CoalescedRing
-
-                    self.loop.queue = CoalescedRing(vcpu)
-                self._tick = _FIRST_TICK
-                self._arm()
-                if self.inspector is not None:
-                    self.inspector.before_entry(self)
-                if not (vcpu.backlog and self._handle_backlog()):
-                    self._run_loop()
-            finally:
-                vcpu.arm(0, 0)
-                vcpu.release()
+            # A tick that is lost because the guest exits just then is not missed: another one comes after HEARTBEAT.
+            # But the tick of a deadline must not have to wait for a guest whose handlers happen to be quick.
+            with Unblocked(control.deadline is None):
+                vcpu.claim()
+                try:
+                    self._run_claimed()
+                finally:
+                    vcpu.arm(0, 0)
+                    vcpu.release()
         finally:
             control.leave(vcpu)
+
+    def _run_claimed(self) -> None:
+        vcpu = self.vcpu
+        vcpu.page.runs[0] += 1
+        if self.control.queuing and self.loop.queue is None:
+            from kvmpy.kvm.coalesced_ring import CoalescedRing
+
+            self.loop.queue = CoalescedRing(vcpu)
+        self._tick = _FIRST_TICK
+        self._arm()
+        if self.inspector is not None:
+            self.inspector.before_entry(self)
+        if not (vcpu.backlog and self._handle_backlog()):
+            self._run_loop()
 
     @property
     def debug(self) -> "GuestDebug":
