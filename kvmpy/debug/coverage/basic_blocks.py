@@ -6,7 +6,7 @@ reached by direct jumps and calls is followed: behind a label there may be data,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from kvmpy.debug.coverage.control_flow import LONGEST, Flow, flow_of
@@ -17,6 +17,8 @@ __all__ = ["BasicBlock", "Function", "find_blocks"]
 
 _CHUNK = 256
 """Bytes disassembled at once where the end of the code is not known."""
+_BEHIND_HLT = 4
+"""Instructions within which what is behind a HLT must jump back to be taken as code."""
 
 Read = Callable[[int, int], bytes]
 """Up to so many bytes at a linear address; fewer, or none, where the program's code ends."""
@@ -61,9 +63,9 @@ def find_blocks(functions: Iterable[Function], read: Read) -> list[BasicBlock]:
     if not disassembler.available:
         raise UsageError("basic blocks are found with capstone: pip install 'kvmpy[debug]'; or take places=\"lines\"")
     sweep = _Sweep(disassembler, read)
-    functions = sorted(functions, key=lambda function: -function.size)  # those swept whole come first
-    for function in functions:
+    for function in sorted(functions, key=lambda function: -function.size):  # those swept whole come first
         sweep.add(function)
+    sweep.add_behind_hlt()
     return sweep.blocks()
 
 
@@ -74,16 +76,27 @@ class _Sweep:
         self._flows: dict[int, Flow] = {}
         self._bits: dict[int, int] = {}
         self._leaders: set[int] = set()
+        self._behind_hlt: list[tuple[int, int]] = []
         self._behind: list[int] = []
         """What follows an instruction that never goes on to it."""
 
     def add(self, function: Function) -> None:
         self._leaders.add(function.start)
-        waiting = [function.start]
-        if function.size:
-            waiting = self._sweep(function)
+        waiting = self._sweep(function) if function.size else [function.start]
+        self._follow_all(waiting, function.bits)
+
+    def add_behind_hlt(self) -> None:
+        """Go on behind HLT in code of unknown size, where that does not look like data: an idle loop leads back."""
+        before = -1
+        while before != len(self._flows):
+            before = len(self._flows)
+            for at, bits in self._behind_hlt:
+                if at not in self._flows and self._leads_back(at, bits):
+                    self._follow_all([at], bits)
+
+    def _follow_all(self, waiting: list[int], bits: int) -> None:
         while waiting:
-            waiting += self._follow(waiting.pop(), function.bits)
+            waiting += self._follow(waiting.pop(), bits)
 
     def _sweep(self, function: Function) -> list[int]:
         """Decode a whole function, as far as it can be decoded. Answers the targets of its jumps and calls."""
@@ -99,23 +112,39 @@ class _Sweep:
     def _follow(self, start: int, bits: int) -> list[int]:
         """Decode from `start` to where it does not go on. Answers the targets of its jumps and calls."""
         targets: list[int] = []
-        at = start
-        while at not in self._flows:
-            code = self._read(at, _CHUNK)
-            instructions = self._disassembler.disassemble(code, at, bits)
-            if len(code) == _CHUNK:  # the last instructions may be cut off
-                instructions = [one for one in instructions if one.address + LONGEST <= at + _CHUNK]
-            for instruction in instructions:
-                flow = flow_of(instruction)
-                if flow is None or instruction.address in self._flows:
-                    return targets
-                self._note(instruction.address, flow, bits, targets)
-                at = instruction.end
-                if not flow.falls:
-                    return targets
-            if not instructions:
+        for address, flow in self._from(start, bits):
+            if address in self._flows:
+                break
+            self._note(address, flow, bits, targets)
+            if flow.halts:
+                self._behind_hlt.append((address + flow.size, bits))
+                break
+            if not flow.falls:
                 break
         return targets
+
+    def _leads_back(self, start: int, bits: int) -> bool:
+        """Whether what is at `start` looks like instructions that soon jump back to code before, or return at once."""
+        for count, (_, flow) in enumerate(self._from(start, bits)):
+            if flow.target is not None and flow.target < start and flow.target in self._flows:
+                return True
+            if not flow.falls or count == _BEHIND_HLT:
+                return flow.anywhere and count == 0
+        return False
+
+    def _from(self, start: int, bits: int) -> Iterator[tuple[int, Flow]]:
+        """The instructions from `start` on, to the first that is none."""
+        at = start
+        while code := self._read(at, _CHUNK):
+            begin = at
+            for instruction in self._disassembler.disassemble(code, at, bits):
+                flow = flow_of(instruction)
+                if flow is None:
+                    break
+                yield instruction.address, flow
+                at = instruction.end
+            if at == begin:
+                return
 
     def _note(self, address: int, flow: Flow, bits: int, targets: list[int]) -> None:
         self._flows[address], self._bits[address] = flow, bits

@@ -18,7 +18,6 @@ _TO_ANYWHERE = frozenset(
 _CALLS = frozenset(("call", "lcall", "int", "int1", "int3", "into", "syscall", "sysenter"))
 """Elsewhere; what returns from there comes to the next instruction."""
 _MAY_END_THE_RUN = frozenset(("hlt", "out", "outsb", "outsw", "outsd"))
-_LOADS_SS = ("mov ss,", "pop ss", "lss ")
 
 
 class Flow(NamedTuple):
@@ -33,8 +32,8 @@ class Flow(NamedTuple):
     """Whether it may lead to places that are not in it."""
     ends: bool = False
     """Whether a basic block ends with it. One also ends where the guest may end the run: HLT, and writes to ports."""
-    shadow: bool = False
-    """Whether no step is reported right after it, because it loads SS (SDM vol. 3, 6.8.3)."""
+    halts: bool = False
+    """Whether it is HLT, behind which there may be data."""
     padding: bool = False
     """Whether it fills the space between functions: NOP in all its lengths, and INT3."""
 
@@ -60,8 +59,8 @@ def flow_of(instruction: Instruction) -> Flow | None:
     if name in ("ud0", "ud1", "ud2"):
         return Flow(size, falls=False, ends=True)
     if name in _MAY_END_THE_RUN:
-        return Flow(size, ends=True)
-    return Flow(size, shadow=str(instruction).startswith(_LOADS_SS), padding=name == "nop")
+        return Flow(size, ends=True, halts=name == "hlt")
+    return Flow(size, padding=name == "nop")
 
 
 def flow_at(disassembler: Disassembler, code: bytes, address: int, bits: int) -> Flow | None:

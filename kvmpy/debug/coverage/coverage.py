@@ -82,7 +82,8 @@ class Coverage(CoveredCode):
         self._check()
         self._modules = tuple(_modules(self.machine))
         if self.method == "steps":
-            self._steps = [VcpuSteps(runner) for runner in self.machine.runners]
+            breakpoints = self.machine.debugger.software
+            self._steps = [VcpuSteps(runner, breakpoints) for runner in self.machine.runners]
             for vcpu in self._steps:
                 vcpu.begin()
         else:

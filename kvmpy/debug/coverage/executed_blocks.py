@@ -48,7 +48,8 @@ def merged_blocks(blocks: Iterable[BasicBlock]) -> list[BasicBlock]:
     for block in blocks:
         inside = starts[bisect_right(starts, block.start) : bisect_left(starts, block.end)]
         for start, end in pairwise([block.start, *inside, block.end]):
-            if start not in found or found[start].size < end - start:
-                within = tuple(address for address in block.instructions if start <= address < end)
-                found[start] = BasicBlock(start, end - start, within, block.bits)
+            within = tuple(address for address in block.instructions if start <= address < end)
+            part = BasicBlock(start, end - start, within, block.bits)
+            if start not in found or found[start] < part:
+                found[start] = part
     return [found[start] for start in sorted(found)]

@@ -64,11 +64,13 @@ class Program:
         return None
 
     def read(self, address: int, length: int) -> bytes:
-        """Up to `length` bytes of code at a linear address, none outside the program."""
+        """Up to `length` bytes of code at a linear address, none outside the program, without any breakpoints."""
         for part in self.ranges:
             if part.start <= address < part.end:
-                length = min(length, part.end - address)
-                return self._machine.memory.read(address - part.start + part.physical, length)
+                physical = address - part.start + part.physical
+                code = bytearray(self._machine.memory.read(physical, min(length, part.end - address)))
+                self._machine.debugger.software.hide(physical, code)
+                return bytes(code)
         return b""
 
     def functions(self, names: Iterable[int | str] | None, starts: Iterable[int | str]) -> list[Function]:

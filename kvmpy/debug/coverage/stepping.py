@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from kvmpy.abi.flags import KVM_MP_STATE_HALTED
 from kvmpy.debug.coverage.step_support import steps_go_on, steps_in_ring3
-from kvmpy.debug.coverage.unreported import Passage, Unreported
+from kvmpy.debug.coverage.unreported import Departure, Passage, Unreported
 from kvmpy.debug.program_counter import linear_pc
 from kvmpy.kvm.run_page import EXIT_REASON, NO_EXIT, NOT_FROM_THE_GUEST
 from kvmpy.x86.flags import Efer
 
 if TYPE_CHECKING:
+    from kvmpy.debug.software_breakpoints import SoftwareBreakpoints
     from kvmpy.machine.vcpu_runner import VcpuRunner
 
 __all__ = ["VcpuSteps"]
@@ -35,21 +36,26 @@ _STEP, _STEP_ALONE = 1 << 14, 1 << 14 | 15
 
 
 class VcpuSteps:
-    """Records the instructions of one vCPU from `begin` to `end`, while it stands both times."""
+    """Records the instructions of one vCPU from `begin` to `end`, while it stands both times.
 
-    def __init__(self, runner: VcpuRunner) -> None:
+    `breakpoints` are the machine's in guest memory.
+    """
+
+    def __init__(self, runner: VcpuRunner, breakpoints: SoftwareBreakpoints) -> None:
         self._vcpu = runner.vcpu
         self._debug = runner.debug
-        self._unreported = Unreported(runner.vcpu)
+        self._unreported = Unreported(runner.vcpu, breakpoints)
         self._passed: dict[tuple[int, int], int] = {}
         """(address, address of the next instruction) -> how often, for what needs no look at each time."""
         self._looked_at: Counter[tuple[int, int]] = Counter()
-        """The same for the others: HLT, and where steps end because the guest goes to ring 3."""
+        """The same for the others: HLT, IRETQ, and where steps end because the guest goes to ring 3."""
         self._passages: dict[tuple[int, int], Passage] = {}
         self._completed: Counter[int] = Counter()
         """Instructions after which no step came."""
         self._at = 0
         """The instruction that is to come."""
+        self._departure: Departure | None = None
+        """Where it goes if it is an IRETQ."""
         self._begun = self._perhaps = False
         """Whether that has begun, having caused an exit; whether somebody may perform it in KVM's place."""
         self._on = False
@@ -66,8 +72,7 @@ class VcpuSteps:
         """Leave the vCPU as it was."""
         if self._vcpu.closed:
             return
-        if self._begun:
-            self._unreported.note_size(self._at)
+        self._settle(linear_pc(self._vcpu))
         self._vcpu.enter = self._plain
         self._step(False)
 
@@ -81,6 +86,7 @@ class VcpuSteps:
         """What stands for the ioctl KVM_RUN: it comes back with the next exit that is not a step."""
         enter, passed = self._plain, self._passed
         u32, u64 = self._vcpu.page.u32, self._vcpu.page.u64
+        steps_in_ring3()  # looked up now, not when the guest runs
         ask = None if steps_go_on() else self._ask_again
         look = self._look
 
@@ -115,51 +121,76 @@ class VcpuSteps:
                 self._break_off(at)
                 raise
             self._at = at
-            self._begun = u32[_REASON] not in (*_BEFORE_EXECUTION, _INTERNAL_ERROR)
-            self._perhaps = u32[_REASON] == _INTERNAL_ERROR
+            self._begun = self._on and u32[_REASON] not in (*_BEFORE_EXECUTION, _INTERNAL_ERROR)
+            self._perhaps = self._on and u32[_REASON] == _INTERNAL_ERROR
             return answer
 
         return entry
 
     def _before_entry(self) -> int:
-        """Where the vCPU is about to go on; what it did since the last exit is settled."""
+        """Where the vCPU is about to go on."""
         pc = linear_pc(self._vcpu)
-        if pc != self._at:
-            if self._begun or self._perhaps:
-                self._completed[self._at] += 1
-                self._unreported.note_size(self._at)
-            self._begun = self._perhaps = False
-            self._at = pc
-        if not self._on and not self._hidden_in_ring3():
+        self._settle(pc)
+        if not self._in_hidden_ring3():
             self._step(True)
-        elif self._on and self._hidden_in_ring3():
+            self._prepare(pc)
+        elif self._on:
             self._leave_unseen()
         return pc
+
+    def _prepare(self, pc: int) -> None:
+        """The instruction at `pc` is executed next."""
+        self._departure = self._unreported.departure(pc)
+        if self._departure is not None and self._departure.to_ring3 and not steps_in_ring3():
+            self._completed[pc] += 1
+            self._leave_unseen()
+
+    def _settle(self, pc: int) -> None:
+        """The vCPU stands at `pc` after an exit: see to it that all is counted that is behind it."""
+        if pc == self._at:
+            return
+        if self._begun or self._perhaps:
+            self._completed[self._at] += 1
+            self._completed.update(self._passage(self._at, pc).between)
+        self._begun = self._perhaps = False
+        self._at = pc
 
     def _ask_again(self) -> None:
         if self._on:
             self._debug.renew()
 
-    def _look(self, at: int, there: int) -> None:
-        """A pair of instructions that is not in the table."""
+    def _passage(self, at: int, there: int) -> Passage:
         pair = at, there
         if pair not in self._passages:
             self._passages[pair] = self._unreported.passage(at, there)
-        halted = self._unreported.halts(at, there)
-        hidden = self._hidden_in_ring3()
-        if not halted and not hidden:
-            self._passed[pair] = 1
-            return
-        self._looked_at[pair] += 1
+        return self._passages[pair]
+
+    def _look(self, at: int, there: int) -> None:
+        """A pair of instructions that is not in the table."""
+        unreported = self._unreported
+        departure, self._departure = self._departure, None
+        if departure is not None and departure.target is not None:
+            passage = unreported.after_return(departure.target, there)
+            self._completed.update(passage.between)
+        else:
+            passage = self._passage(at, there)
+        halted = unreported.halts(passage.last(at), there)
+        hidden = self._in_hidden_ring3()
         if hidden:
             self._leave_unseen()
-        elif self._vcpu.vm.irqchip:
+        else:
+            self._prepare(there)
+        if departure is None and self._departure is None and self._on and not halted and not unreported.is_return(at):
+            self._passed[at, there] = 1
+            return
+        self._looked_at[at, there] += 1
+        if halted and self._vcpu.vm.irqchip:
             # A KVM that runs the guest in its emulator has forgotten over the step that the processor halts.
             self._vcpu.set_mp_state(KVM_MP_STATE_HALTED)
-        else:
+        elif halted:
             self._vcpu.page.u32[_REASON] = _HLT  # the step took the place of this exit
 
-    def _hidden_in_ring3(self) -> bool:
+    def _in_hidden_ring3(self) -> bool:
         sregs = self._vcpu.sregs
         return sregs.ss.dpl == 3 and bool(sregs.efer & Efer.LMA) and not steps_in_ring3()
 
@@ -186,7 +217,9 @@ class VcpuSteps:
         for passed in (dict(self._passed), dict(self._looked_at)):
             for pair, count in passed.items():
                 passage = self._passages.get(pair, _PLAIN)
-                for address in (*passage.unreported, *((pair[0],) if passage.executed else ())):
+                if not passage.skipped:
+                    counts[pair[0]] += count
+                for address in passage.between:
                     counts[address] += count
         if self._begun:
             counts[self._at] += 1

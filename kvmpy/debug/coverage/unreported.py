@@ -1,8 +1,11 @@
 """Instructions that no step tells of, found out from the two steps around them.
 
-A step is told after an instruction, by where the next one is. So the first instruction of a handler is not seen when
-the processor goes there by itself, for an interrupt or a fault: the step before it told of the instruction that was to
-come, and the next one tells of the second in the handler. And after an instruction that loads SS no step is reported.
+A step is told after an instruction, by where the next one is. That leaves out:
+
+* the first instruction of a handler to which the processor goes by itself, for an interrupt or a fault: the step before
+  told of the instruction that was to come, and the next one tells of the second in the handler;
+* the instruction behind one after which no step comes. On every processor these are those that load SS (SDM vol. 3,
+  6.8.3); a KVM that runs ring 0 in its emulator does some others past it, such as LFENCE, SWAPGS and IRETQ.
 """
 
 from __future__ import annotations
@@ -14,33 +17,52 @@ from kvmpy.debug.disassembly import Disassembler
 from kvmpy.errors import GuestMemoryError
 from kvmpy.x86.flags import Cr0, Efer
 from kvmpy.x86.gates import Gate
-from kvmpy.x86.page_walk import translate
 from kvmpy.x86.register_text import code_bits
 
 if TYPE_CHECKING:
+    from kvmpy.debug.software_breakpoints import SoftwareBreakpoints
     from kvmpy.kvm import Vcpu
 
-__all__ = ["Passage", "Unreported"]
+__all__ = ["Departure", "Passage", "Unreported"]
 
-HLT = b"\xf4"
-_EXCEPTIONS = 32
-"""Vectors below are exceptions, outside of real mode (SDM vol. 3, 6.3)."""
+_HLT, _IRETQ = b"\xf4", b"\x48\xcf"
+_TO_RING3 = (b"\x0f\x07", b"\x0f\x35")  # SYSRET, SYSEXIT
+_EXCEPTIONS, _REAL_MODE_EXCEPTIONS = 32, 8
+"""Vectors below are exceptions (SDM vol. 3, 6.3); in real mode a PC has its IRQs from 8 on."""
 _PAGE = 0x1000
+_MOST = 8
+"""Instructions behind each other without a step."""
 
 
 class Passage(NamedTuple):
-    """What happened between two steps: which instructions were executed besides, and whether the first one was."""
+    """What was executed between two steps: the instruction that was to come, unless `skipped`, and `between` others."""
 
-    unreported: tuple[int, ...] = ()
-    executed: bool = True
+    between: tuple[int, ...] = ()
+    skipped: bool = False
+
+    def last(self, at: int) -> int:
+        """The one executed last, where `at` was the one to come."""
+        return self.between[-1] if self.between else at
+
+
+class Departure(NamedTuple):
+    """An IRETQ to `target`, or SYSRET or SYSEXIT; `to_ring3` or not."""
+
+    target: int | None
+    to_ring3: bool
 
 
 class Unreported:
-    """Looks at steps of one vCPU that are told for the first time. `sizes` are those of the instructions it met."""
+    """Looks at steps of one vCPU. `sizes` are those of the instructions that it met, by address.
 
-    def __init__(self, vcpu: Vcpu) -> None:
+    `breakpoints` are those in guest memory, which are looked through. Without capstone it finds out about HLT only.
+    """
+
+    def __init__(self, vcpu: Vcpu, breakpoints: SoftwareBreakpoints) -> None:
         self._vcpu = vcpu
+        self._breakpoints = breakpoints
         self._disassembler = Disassembler()
+        flow_at(self._disassembler, b"\x90", 0, 64)  # capstone is loaded now, not when the guest runs
         self._bits = 0
         self._known: set[int] = set()
         self._flows: dict[int, tuple[bytes, int, Flow | None]] = {}
@@ -49,10 +71,7 @@ class Unreported:
         self.sizes: dict[int, int] = {}
 
     def passage(self, at: int, there: int) -> Passage:
-        """The instruction at linear address `at` was to come, and the next step told of the one `there`.
-
-        The vCPU stands at `there`. With capstone; without, nothing is found but HLT.
-        """
+        """The instruction at linear address `at` was to come, and the vCPU now stands at `there`."""
         self._known.add(at)
         before = self._bits
         self._bits = code_bits(self._vcpu.sregs)
@@ -61,82 +80,119 @@ class Unreported:
             if 0 < there - at <= LONGEST:
                 self.sizes.setdefault(at, there - at)
             return Passage()
-        self.sizes[at] = flow.size
         found = None
         if not flow.leads(at, there):
-            found = self._behind_shadow(at, flow, there) or self._delivered(there)
+            if flow.falls and not flow.ends:
+                found = self._way(at + flow.size, there)
+            found = found or self._delivered(there)
         elif flow.anywhere:
             found = self._delivered(there)
             # A return leads into the midst of a handler when that was interrupted, which it had begun before.
-            if found is not None and found.unreported[0] in self._known:
+            if found is not None and found.between[0] in self._known:
                 found = None
-        if found is None:
-            return Passage()
-        self._known.update(found.unreported)
-        return found
+        self._known.update(found.between if found else ())
+        return found or Passage()
 
-    def note_size(self, address: int) -> None:
-        """Note the size of an instruction that has been executed without a step behind it."""
-        if address not in self.sizes:
-            flow = self._flow(address, self._bits or code_bits(self._vcpu.sregs))
-            if flow is not None:
-                self.sizes[address] = flow.size
+    def after_return(self, target: int, there: int) -> Passage:
+        """An IRETQ to `target` was executed, and the vCPU now stands at `there`."""
+        self._bits = code_bits(self._vcpu.sregs)
+        found = None if there == target else self._way(target, there) or self._delivered(there)
+        return found._replace(skipped=False) if found else Passage()
 
-    def halts(self, at: int, there: int) -> bool:
-        """Whether the instruction at `at`, behind which the vCPU stands, is HLT."""
-        return there == at + 1 and self._read(at, 1) == HLT
+    def departure(self, address: int) -> Departure | None:
+        """Where the instruction goes at which the vCPU stands, `address`, if perhaps no step is told behind it."""
+        if code_bits(self._vcpu.sregs) != 64:
+            return None
+        code = self._read(address, 3)
+        if code.startswith(_IRETQ):
+            frame = self._read(self._vcpu.regs.rsp, 16)
+            target, selector = int.from_bytes(frame[:8], "little"), int.from_bytes(frame[8:10], "little")
+            return Departure(target, selector & 3 == 3) if len(frame) == 16 else None
+        if code.startswith((*_TO_RING3, *(b"\x48" + opcode for opcode in _TO_RING3))):
+            return Departure(None, True)
+        return None
+
+    def is_return(self, address: int) -> bool:
+        """Whether the instruction at `address` is an IRETQ."""
+        return self._read(address, 2) == _IRETQ
+
+    def halts(self, last: int, there: int) -> bool:
+        """Whether the instruction at `last`, behind which the vCPU stands, is HLT."""
+        return there == last + 1 and self._read(last, 1) == _HLT
 
     def _flow(self, address: int, bits: int) -> Flow | None:
         """What the instruction at a linear address leads to, decoded once as long as its bytes stay the same."""
         code = self._read(address, LONGEST)
         known = self._flows.get(address)
-        if known is not None and known[0] == code and known[1] == bits:
+        if known is not None and known[:2] == (code, bits):
             return known[2]
         flow = flow_at(self._disassembler, code, address, bits) if self._disassembler.available else None
         self._flows[address] = code, bits, flow
+        if flow is not None:
+            self.sizes[address] = flow.size
         return flow
 
     def _read(self, address: int, length: int) -> bytes:
-        data = b""
+        """Up to `length` bytes at a linear address: those that are mapped, and in memory."""
+        data = bytearray()
         while length:
             part = min(length, _PAGE - address % _PAGE)
-            physical = translate(self._vcpu.vm.memory, self._vcpu.sregs, address)
-            try:
-                data += self._vcpu.vm.memory.read(physical, part) if physical is not None else b""
-            except GuestMemoryError:
-                physical = None
+            physical = self._physical(address)
             if physical is None:
                 break
+            try:
+                piece = bytearray(self._vcpu.vm.memory.read(physical, part))
+            except GuestMemoryError:
+                break
+            if self._breakpoints:
+                self._breakpoints.hide(physical, piece)
+            data += piece
             address, length = address + part, length - part
-        return data
+        return bytes(data)
 
-    def _behind_shadow(self, at: int, flow: Flow, there: int) -> Passage | None:
-        if not flow.shadow:
-            return None
-        second = at + flow.size
-        following = self._flow(second, self._bits)
-        if following is None or not following.leads(second, there):
-            return None
-        self.sizes[second] = following.size
-        return Passage((second,))
+    def _physical(self, address: int) -> int | None:
+        if not self._vcpu.sregs.cr0 & Cr0.PG:
+            return address
+        translation = self._vcpu.translate(address & 0xFFFF_FFFF_FFFF_FFFF)  # KVM's own walk is the quickest
+        return int(translation.physical_address) if translation.valid else None
+
+    # What came between
+
+    def _way(self, first: int, there: int, *, anywhere: bool = True) -> Passage | None:
+        """The instructions from `first` on to `there`, all but the last of which go on to the next one."""
+        way: list[int] = []
+        at = first
+        while len(way) < _MOST:
+            flow = self._flow(at, self._bits)
+            if flow is None or (flow.anywhere and not anywhere):
+                return None
+            way.append(at)
+            if flow.leads(at, there):
+                return Passage(tuple(way))
+            if flow.ends:
+                return None
+            at += flow.size
+        return None
 
     def _delivered(self, there: int) -> Passage | None:
-        """The event whose handler's second instruction is `there`, if exactly one handler can be meant."""
-        found: dict[int, int] = {}
+        """The beginning of the handler that was called, if exactly one can be meant: the vCPU is at `there` in it."""
+        found: dict[int, tuple[int, Passage]] = {}
+        cs = self._vcpu.sregs.cs
         for vector, selector, offset in self._read_gates():
-            cs = self._vcpu.sregs.cs
-            if selector & ~3 != cs.selector & ~3:
-                continue
-            first = offset if cs.l else cs.base + offset & 0xFFFF_FFFF
-            flow = self._flow(first, self._bits)
-            if flow is not None and not flow.anywhere and first != there and flow.leads(first, there):
-                found[first] = vector
-                self.sizes[first] = flow.size
-        if len(found) != 1:
+            if selector & ~3 == cs.selector & ~3:
+                first = offset if cs.l else cs.base + offset & 0xFFFF_FFFF
+                way = self._way(first, there, anywhere=False) if first != there else None
+                if way is not None:
+                    found[first] = vector, way
+        # The nearest one: the handler before it may lead there as well, past its end.
+        shortest = min((len(way.between) for _, way in found.values()), default=0)
+        nearest = [(vector, way) for vector, way in found.values() if len(way.between) == shortest]
+        if len(nearest) != 1:
             return None
-        ((first, vector),) = found.items()
-        real_mode = not self._vcpu.sregs.cr0 & Cr0.PE
-        return Passage((first,), executed=real_mode or vector < _EXCEPTIONS)
+        ((vector, way),) = nearest
+        # After an interrupt, the instruction that was to come comes later; one that faults has been begun.
+        exceptions = _EXCEPTIONS if self._vcpu.sregs.cr0 & Cr0.PE else _REAL_MODE_EXCEPTIONS
+        return way._replace(skipped=vector >= exceptions)
 
     def _read_gates(self) -> list[tuple[int, int, int]]:
         """(vector, selector, offset) of all handlers, each once."""
