@@ -15,6 +15,7 @@ from kvmpy.debug.crash_report.evidence import (
     RecordedException,
 )
 from kvmpy.debug.crash_report.memory_overlay import CopyOnWriteMemory
+from kvmpy.errors import ClosedError
 from kvmpy.x86.register_text import mode_text
 from kvmpy.x86.registers import CpuState
 
@@ -60,10 +61,15 @@ def gather(
     lines: LineTable | None = None,
     exits: tuple[DeviceAccess | Exit, ...] | None = None,
 ) -> Evidence:
-    """Read registers, controllers, devices and what else matters of a machine that stands."""
+    """Read registers, controllers, devices and what else matters of a machine that stands.
+
+    Raises ClosedError for a machine that is closed.
+    """
     notes = _Notes()
     index = (outcome.vcpu if outcome is not None else None) or 0
-    vcpu = machine.vcpus[index]
+    vcpu = next((vcpu for vcpu in machine.vcpus if vcpu.id == index and not vcpu.closed), None)
+    if vcpu is None:
+        raise ClosedError("the machine is closed: its processors have no state any more")
     end = str(outcome.end) if outcome is not None else "still running"
     entry = machine.entry
     entry_state = entry.state if entry is not None else None
@@ -78,7 +84,7 @@ def gather(
         lines = notes.take("source lines", lambda: machine.lines, None)
     if exits is None:
         nothing: tuple[DeviceAccess | Exit, ...] = ()
-        exits = notes.take("recent exits", lambda: machine.recent_exits(index), nothing)
+        exits = notes.take("recent exits", lambda: machine.recent_exits(machine.vcpus.index(vcpu)), nothing)
     return Evidence(
         state=state,
         memory=CopyOnWriteMemory(machine.memory),

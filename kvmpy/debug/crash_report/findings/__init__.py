@@ -6,6 +6,8 @@ check. Within the same weight the order here decides: what explains more stands 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kvmpy.debug.crash_report.case import Case
 from kvmpy.debug.crash_report.findings import (
     devices,
@@ -54,4 +56,16 @@ def judge(case: Case) -> tuple[tuple[Finding, ...], dict[str, str]]:
             continue
         if finding is not None:
             found.append(finding)
-    return tuple(sorted(found, key=lambda finding: finding.weight)), failed
+    return tuple(sorted(found, key=_order(found))), failed
+
+
+def _order(found: list[Finding]) -> Callable[[Finding], int]:
+    """By weight; but where nothing is proved, what is possible comes before what only contributed."""
+    proved = any(finding.weight is Weight.CAUSE for finding in found)
+
+    def place(finding: Finding) -> int:
+        if not proved and finding.weight is Weight.POSSIBLE:
+            return -1
+        return finding.weight
+
+    return place

@@ -27,10 +27,12 @@ def _empty_at(case: Case, byte: int) -> str:
     before = read_linear(case.memory, case.state, case.rip - _RUN & mask, _RUN) if case.rip >= _RUN else b""
     filled = bytes([byte])
     physical = case.physical(case.rip)
-    in_code = physical is not None and case.loaded_range(physical) not in ("", "tables")
+    in_code = physical is not None and any(
+        case.loaded_range(near) not in ("", "tables") for near in (physical, physical - 1)
+    )
     if ahead == filled * _RUN and (before.endswith(filled * 4) or not in_code):
         return f"At {case.describe(case.rip)} memory holds"
-    if before == filled * _RUN and not in_code:
+    if before == filled * _RUN and case.evidence.ranges and not in_code:
         return f"Before {case.describe(case.rip)} memory holds"
     return ""
 

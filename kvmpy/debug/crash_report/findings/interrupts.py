@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from kvmpy.debug.crash_report.case import Case
 from kvmpy.debug.crash_report.explanation import Explanation
-from kvmpy.debug.crash_report.findings.finding import Rule, Suspicion, by_cause, cause, contributes, remark
+from kvmpy.debug.crash_report.findings.finding import Rule, Suspicion, by_cause, cause, contributes
 from kvmpy.debug.crash_report.first_event import Cause, read_linear
+from kvmpy.debug.crash_report.first_event.memory_faults import is_canonical
 from kvmpy.x86.descriptors import decode_segment
 from kvmpy.x86.event_delivery.event import exception_name
 from kvmpy.x86.flags import Cr0
@@ -134,12 +135,35 @@ def _gate_type(case: Case) -> Suspicion | None:
     if not any(data) or (gate is not None and gate.kind != "call"):
         return None
     text = f"The gate of {_name(vector)} has access byte {data[5]:#04x}, which is no interrupt or trap gate"
-    if case.execution.long_mode:
-        small = read_linear(case.memory, case.state, case.sregs.idt.base + 8 * vector, 8)
-        narrow = Gate.decode(small) if len(small) == 8 else None
-        if narrow is not None and narrow.present:
-            text += "; the table seems to have gates of 8 bytes, as in protected mode, and not of 16"
+    text += _eight_byte_gates(case, vector)
     return cause(text)
+
+
+def _eight_byte_gates(case: Case, vector: int) -> str:
+    """A hint for a table of the wrong form; nothing when it does not look like that."""
+    if not case.execution.long_mode:
+        return ""
+    data = read_linear(case.memory, case.state, case.sregs.idt.base + 8 * vector, 8)
+    gate = Gate.decode(data) if len(data) == 8 else None
+    if gate is None or not gate.present or not gate.offset:
+        return ""
+    return "; the table seems to have gates of 8 bytes, as in protected mode, and not of 16"
+
+
+def _gate_handler(case: Case) -> Suspicion | None:
+    found = _gate_within_limit(case)
+    gate = gate_of(case, found[1]) if found is not None else None
+    if found is None or gate is None or not gate.present or gate.kind not in ("interrupt", "trap"):
+        return None
+    what = f"The gate of {_name(found[1])} names a handler at {case.describe(gate.offset)}"
+    if case.execution.long_mode:
+        if is_canonical(case.execution, gate.offset):
+            return None
+        return cause(f"{what}, which is not canonical{_eight_byte_gates(case, found[1])}")
+    code = code_segment_of(case, gate)
+    if code is None or gate.offset <= code.limit:
+        return None
+    return cause(f"{what}, beyond the limit {code.limit:#x} of its segment")
 
 
 def _gate_selector(case: Case) -> Suspicion | None:
@@ -217,16 +241,6 @@ def _pic_not_remapped(case: Case) -> Suspicion | None:
     return None
 
 
-def _no_double_fault_stack(case: Case) -> Suspicion | None:
-    first = undelivered(case)
-    if first is None or not first.shuts_down or not case.execution.long_mode or _never_loaded(case):
-        return None
-    gate = gate_of(case, 8)
-    if gate is None or not gate.present or gate.ist:
-        return None
-    return remark("The gate of #DF names no interrupt stack (IST), so a bad stack stops its handler, too")
-
-
 RULES = (
     Rule(
         "error-code-not-popped",
@@ -290,6 +304,15 @@ RULES = (
         _gate_selector,
     ),
     Rule(
+        "gate-handler",
+        "A gate's handler has an impossible address",
+        "The offset in a gate must be within the code segment, in 64-bit mode canonical, else #GP(0).",
+        "SDM vol. 3, 6.12.1.3 and 6.14; vol. 2, INT n",
+        "The offset stands in three pieces in a gate: bytes 0 and 1, 6 and 7, and in long mode 8 to 11. In long mode "
+        "each gate has 16 bytes.",
+        _gate_handler,
+    ),
+    Rule(
         "gate-privilege",
         "Ring 3 may not use this gate by INT n",
         "INT n, INT3 and INTO need CPL <= DPL of the gate.",
@@ -304,13 +327,5 @@ RULES = (
         "SDM vol. 2, IRET; vol. 3, 7.4",
         "Clear NT (bit 14 of RFLAGS) at the start, for instance by PUSH 2, POPF.",
         by_cause(Cause.NESTED_TASK),
-    ),
-    Rule(
-        "double-fault-stack",
-        "The double fault handler runs on the stack that is broken",
-        "A gate with an IST number switches to a known good stack.",
-        "SDM vol. 3, 6.14.5",
-        "Give #DF an IST entry of the TSS with a stack of its own: it can then report what happened.",
-        _no_double_fault_stack,
     ),
 )

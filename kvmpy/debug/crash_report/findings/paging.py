@@ -6,6 +6,7 @@ from kvmpy.debug.crash_report.case import Case
 from kvmpy.debug.crash_report.findings.finding import Rule, Suspicion, by_cause, cause, sentence
 from kvmpy.debug.crash_report.findings.stacks import stack_fault
 from kvmpy.debug.crash_report.first_event import Cause
+from kvmpy.errors import GuestMemoryError
 from kvmpy.x86.flags import Cr0, Efer
 from kvmpy.x86.page_walk import FailureKind
 from kvmpy.x86.paging import paging_mode
@@ -13,7 +14,6 @@ from kvmpy.x86.paging import paging_mode
 __all__ = ["RULES"]
 
 _XD = 1 << 63
-_FRAME = 0x000F_FFFF_FFFF_F000
 _TABLE_CAUSES = (Cause.NOT_PRESENT, Cause.TABLE_OUTSIDE_MEMORY, Cause.RESERVED_BITS)
 
 
@@ -31,7 +31,12 @@ def _cr3_wrong(case: Case) -> Suspicion | None:
     cr3 = case.sregs.cr3
     if failure.kind is FailureKind.OUTSIDE_MEMORY:
         return cause(f"CR3 is {cr3:#x}, and there is no guest memory: no address has a translation")
-    table = case.memory.read(cr3 & _FRAME, 0x1000)
+    size = mode.entry_size << mode.levels[0].bits
+    first = walked.entries[0].address & -size
+    try:
+        table = case.memory.read(first, size)
+    except GuestMemoryError:  # it begins in memory, but is not wholly inside
+        return None
     present = sum(1 for at in range(0, len(table), mode.entry_size) if table[at] & 1)
     if not present:
         return cause(f"CR3 is {cr3:#x}, and the table there has no present entry: no address has a translation")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from kvmpy.debug.crash_report.case import Case
-from kvmpy.debug.crash_report.findings.finding import Rule, Suspicion, by_cause, cause
+from kvmpy.debug.crash_report.findings.finding import Rule, Suspicion, by_cause, cause, remark
 from kvmpy.debug.crash_report.findings.interrupts import code_segment_of, gate_of, undelivered
+from kvmpy.debug.crash_report.findings.stacks import stack_fault
 from kvmpy.debug.crash_report.first_event import Cause, read_linear
 
 __all__ = ["RULES", "stack_slot"]
@@ -85,6 +86,16 @@ def _stack_segment_of_tss(case: Case) -> Suspicion | None:
     return cause(f"{slot[0]} cannot be loaded: {reason}") if reason.startswith("ss") else None
 
 
+def _no_double_fault_stack(case: Case) -> Suspicion | None:
+    first = undelivered(case)
+    if first is None or not first.shuts_down or not case.execution.long_mode or stack_fault(case) is None:
+        return None
+    gate = gate_of(case, 8)
+    if gate is None or not gate.present or gate.ist:
+        return None
+    return remark("The gate of #DF names no interrupt stack (IST), so the bad stack stopped its handler, too")
+
+
 RULES = (
     Rule(
         "tss-missing",
@@ -127,5 +138,13 @@ RULES = (
         "SDM vol. 2, LTR",
         "Execute LTR once for each TSS; every processor needs one of its own.",
         by_cause(Cause.TSS_BUSY),
+    ),
+    Rule(
+        "double-fault-stack",
+        "The double fault handler runs on the stack that is broken",
+        "A gate with an IST number switches to a known good stack.",
+        "SDM vol. 3, 6.14.5",
+        "Give #DF an IST entry of the TSS with a stack of its own: it can then report what happened.",
+        _no_double_fault_stack,
     ),
 )

@@ -100,7 +100,8 @@ def fetch_fault(execution: Execution) -> Candidate | None:
         text = f"RIP {rip:#x} is beyond the limit {sregs.cs.limit:#x} of CS"
         return Candidate.protection(Cause.TARGET_BEYOND_LIMIT, text).noting(offset=rip, limit=sregs.cs.limit)
     address = execution.rip
-    size = execution.decoded.length if execution.decoded is not None else 1
+    # What is not decoded may be so because the rest of it cannot be read.
+    size = execution.decoded.length if execution.decoded is not None else min(len(execution.code) + 1, 15)
     fault = page_fault_at(execution, address, 1, Access.FETCH, f"fetch of the instruction at {address:#x}")
     if fault is None and size > 1:
         place = f"fetch of the end of the instruction at {address:#x}"
