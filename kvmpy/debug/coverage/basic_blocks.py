@@ -15,7 +15,7 @@ from kvmpy.errors import UsageError
 
 __all__ = ["BasicBlock", "Function", "find_blocks"]
 
-_CHUNK = 256
+_CHUNK = 128
 """Bytes disassembled at once where the end of the code is not known."""
 _BEHIND_HLT = 4
 """Instructions within which what is behind a HLT must jump back to be taken as code."""
@@ -96,7 +96,9 @@ class _Sweep:
 
     def _follow_all(self, waiting: list[int], bits: int) -> None:
         while waiting:
-            waiting += self._follow(waiting.pop(), bits)
+            start = waiting.pop()
+            if start not in self._flows:
+                waiting += self._follow(start, bits)
 
     def _sweep(self, function: Function) -> list[int]:
         """Decode a whole function, as far as it can be decoded. Answers the targets of its jumps and calls."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
+from kvmpy.debug.coverage.translation import physical_address
 from kvmpy.debug.host_support import breakpoint_byte
 from kvmpy.debug.program_counter import linear_pc
 from kvmpy.errors import GuestMemoryError, UsageError
 from kvmpy.kvm.run_page import EXIT_REASON, NO_EXIT
-from kvmpy.x86.page_walk import translate
 
 if TYPE_CHECKING:
     from kvmpy.kvm import Vcpu
@@ -112,7 +112,7 @@ class OneShotBreakpoints:
             if page.u32[_DETAIL] != _EMULATION:
                 return False
             pc = linear_pc(vcpu)
-        physical = translate(self._memory, vcpu.sregs, pc)
+        physical = physical_address(vcpu, pc)
         if physical is None:
             return False
         place = self._places.get(physical)

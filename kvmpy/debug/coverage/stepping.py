@@ -15,7 +15,6 @@ from kvmpy.debug.coverage.step_support import steps_go_on, steps_in_ring3
 from kvmpy.debug.coverage.unreported import Departure, Passage, Unreported
 from kvmpy.debug.program_counter import linear_pc
 from kvmpy.kvm.run_page import EXIT_REASON, NO_EXIT, NOT_FROM_THE_GUEST
-from kvmpy.x86.flags import Efer
 
 if TYPE_CHECKING:
     from kvmpy.debug.software_breakpoints import SoftwareBreakpoints
@@ -72,6 +71,7 @@ class VcpuSteps:
         """Leave the vCPU as it was."""
         if self._vcpu.closed:
             return
+        self._unreported.arrive()
         self._settle(linear_pc(self._vcpu))
         self._vcpu.enter = self._plain
         self._step(False)
@@ -130,8 +130,9 @@ class VcpuSteps:
     def _before_entry(self) -> int:
         """Where the vCPU is about to go on."""
         pc = linear_pc(self._vcpu)
+        self._unreported.arrive()
         self._settle(pc)
-        if not self._in_hidden_ring3():
+        if not self._is_hidden():
             self._step(True)
             self._prepare(pc)
         elif self._on:
@@ -168,6 +169,7 @@ class VcpuSteps:
     def _look(self, at: int, there: int) -> None:
         """A pair of instructions that is not in the table."""
         unreported = self._unreported
+        unreported.arrive()
         departure, self._departure = self._departure, None
         if departure is not None and departure.target is not None:
             passage = unreported.after_return(departure.target, there)
@@ -175,8 +177,7 @@ class VcpuSteps:
         else:
             passage = self._passage(at, there)
         halted = unreported.halts(passage.last(at), there)
-        hidden = self._in_hidden_ring3()
-        if hidden:
+        if self._is_hidden():
             self._leave_unseen()
         else:
             self._prepare(there)
@@ -190,9 +191,9 @@ class VcpuSteps:
         elif halted:
             self._vcpu.page.u32[_REASON] = _HLT  # the step took the place of this exit
 
-    def _in_hidden_ring3(self) -> bool:
-        sregs = self._vcpu.sregs
-        return sregs.ss.dpl == 3 and bool(sregs.efer & Efer.LMA) and not steps_in_ring3()
+    def _is_hidden(self) -> bool:
+        """Whether the vCPU stands where steps do not come out."""
+        return self._unreported.in_ring3 and not steps_in_ring3()
 
     def _leave_unseen(self) -> None:
         """Let the guest run until its next exit: a step in ring 3 would be a #DB for it."""

@@ -13,11 +13,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvmpy.debug.coverage.control_flow import LONGEST, Flow, flow_at
+from kvmpy.debug.coverage.translation import physical_address
 from kvmpy.debug.disassembly import Disassembler
 from kvmpy.errors import GuestMemoryError
 from kvmpy.x86.flags import Cr0, Efer
 from kvmpy.x86.gates import Gate
-from kvmpy.x86.register_text import code_bits
 
 if TYPE_CHECKING:
     from kvmpy.debug.software_breakpoints import SoftwareBreakpoints
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["Departure", "Passage", "Unreported"]
 
 _HLT, _IRETQ = b"\xf4", b"\x48\xcf"
-_TO_RING3 = (b"\x0f\x07", b"\x0f\x35")  # SYSRET, SYSEXIT
+_DEPARTURES = (_IRETQ, b"\x0f\x07", b"\x48\x0f\x07", b"\x0f\x35", b"\x48\x0f\x35")  # IRETQ, SYSRET, SYSEXIT
+_LMA = int(Efer.LMA)
 _EXCEPTIONS, _REAL_MODE_EXCEPTIONS = 32, 8
 """Vectors below are exceptions (SDM vol. 3, 6.3); in real mode a PC has its IRQs from 8 on."""
 _PAGE = 0x1000
@@ -63,19 +64,32 @@ class Unreported:
         self._breakpoints = breakpoints
         self._disassembler = Disassembler()
         flow_at(self._disassembler, b"\x90", 0, 64)  # capstone is loaded now, not when the guest runs
-        self._bits = 0
+        self._bits = self._bits_before = 0
+        self._code: tuple[int, bytes] = (0, b"")
+        """Address and bytes of the instruction that is to come."""
+        self._page: tuple[tuple[int, int], int, int] | None = None
+        """CR0 and CR3, and the linear and physical address, over 4096, of the page read last."""
         self._known: set[int] = set()
         self._flows: dict[int, tuple[bytes, int, Flow | None]] = {}
         self._idt = b""
         self._gates: list[tuple[int, int, int]] = []
         self.sizes: dict[int, int] = {}
+        self.in_ring3 = False
+        """Whether the vCPU was in ring 3 of long mode at `arrive`."""
+
+    def arrive(self) -> None:
+        """The vCPU stands somewhere anew. Comes before the other methods."""
+        sregs = self._vcpu.sregs
+        cs = sregs.cs
+        long_mode = int(sregs.efer) & _LMA
+        self._bits_before = self._bits
+        self._bits = 64 if cs.l and long_mode else 32 if cs.db else 16  # as kvmpy.x86.register_text.code_bits
+        self.in_ring3 = bool(long_mode) and cs.selector & 3 == 3
 
     def passage(self, at: int, there: int) -> Passage:
         """The instruction at linear address `at` was to come, and the vCPU now stands at `there`."""
         self._known.add(at)
-        before = self._bits
-        self._bits = code_bits(self._vcpu.sregs)
-        flow = self._flow(at, before or self._bits)
+        flow = self._flow(at, self._bits_before or self._bits)
         if flow is None:
             if 0 < there - at <= LONGEST:
                 self.sizes.setdefault(at, there - at)
@@ -95,34 +109,36 @@ class Unreported:
 
     def after_return(self, target: int, there: int) -> Passage:
         """An IRETQ to `target` was executed, and the vCPU now stands at `there`."""
-        self._bits = code_bits(self._vcpu.sregs)
         found = None if there == target else self._way(target, there) or self._delivered(there)
         return found._replace(skipped=False) if found else Passage()
 
     def departure(self, address: int) -> Departure | None:
         """Where the instruction goes at which the vCPU stands, `address`, if perhaps no step is told behind it."""
-        if code_bits(self._vcpu.sregs) != 64:
+        self._code = address, self._read(address, LONGEST)
+        code = self._code[1]
+        if self._bits != 64 or not code.startswith(_DEPARTURES):
             return None
-        code = self._read(address, 3)
-        if code.startswith(_IRETQ):
-            frame = self._read(self._vcpu.regs.rsp, 16)
-            target, selector = int.from_bytes(frame[:8], "little"), int.from_bytes(frame[8:10], "little")
-            return Departure(target, selector & 3 == 3) if len(frame) == 16 else None
-        if code.startswith((*_TO_RING3, *(b"\x48" + opcode for opcode in _TO_RING3))):
+        if not code.startswith(_IRETQ):
             return Departure(None, True)
-        return None
+        frame = self._read(self._vcpu.regs.rsp, 16)
+        target, selector = int.from_bytes(frame[:8], "little"), int.from_bytes(frame[8:10], "little")
+        return Departure(target, selector & 3 == 3) if len(frame) == 16 else None
 
     def is_return(self, address: int) -> bool:
         """Whether the instruction at `address` is an IRETQ."""
-        return self._read(address, 2) == _IRETQ
+        known = self._flows.get(address)
+        return (known[0] if known else self._read(address, 2)).startswith(_IRETQ)
 
     def halts(self, last: int, there: int) -> bool:
         """Whether the instruction at `last`, behind which the vCPU stands, is HLT."""
-        return there == last + 1 and self._read(last, 1) == _HLT
+        if there != last + 1:
+            return False
+        self._page = None  # to be sure: a processor that is told to halt, and should not, never goes on
+        return self._read(last, 1) == _HLT
 
     def _flow(self, address: int, bits: int) -> Flow | None:
         """What the instruction at a linear address leads to, decoded once as long as its bytes stay the same."""
-        code = self._read(address, LONGEST)
+        code = self._code[1] if self._code[0] == address else self._read(address, LONGEST)
         known = self._flows.get(address)
         if known is not None and known[:2] == (code, bits):
             return known[2]
@@ -133,7 +149,7 @@ class Unreported:
         return flow
 
     def _read(self, address: int, length: int) -> bytes:
-        """Up to `length` bytes at a linear address: those that are mapped, and in memory."""
+        """Up to `length` bytes at a linear address: those that are mapped, and in memory, without any breakpoints."""
         data = bytearray()
         while length:
             part = min(length, _PAGE - address % _PAGE)
@@ -151,10 +167,14 @@ class Unreported:
         return bytes(data)
 
     def _physical(self, address: int) -> int | None:
-        if not self._vcpu.sregs.cr0 & Cr0.PG:
-            return address
-        translation = self._vcpu.translate(address & 0xFFFF_FFFF_FFFF_FFFF)  # KVM's own walk is the quickest
-        return int(translation.physical_address) if translation.valid else None
+        sregs = self._vcpu.sregs
+        tables = sregs.cr0, sregs.cr3
+        if self._page is None or self._page[:2] != (tables, address // _PAGE):
+            physical = physical_address(self._vcpu, address)
+            if physical is None:
+                return None
+            self._page = tables, address // _PAGE, physical // _PAGE
+        return self._page[2] * _PAGE + address % _PAGE
 
     # What came between
 
