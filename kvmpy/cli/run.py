@@ -26,9 +26,10 @@ from kvmpy.cli.run_report import (
     as_data,
     device_counters,
     exit_status,
+    status_of,
 )
-from kvmpy.cli.small_pc import ImageUnreadable, SmallPc, add_image_arguments, add_machine_arguments, say
-from kvmpy.errors import ImageError, KvmError, UsageError
+from kvmpy.cli.small_pc import SmallPc, add_image_arguments, add_machine_arguments, say
+from kvmpy.errors import KvmError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,7 +116,7 @@ def run_guest(args: argparse.Namespace, around: Around | None = None) -> int:
                 raise
             from kvmpy.cli import describe
 
-            status = _status_of(error)
+            status = status_of(error)
             data = {"status": status, "error": describe(error)}
             if report is not sys.stderr:
                 say(describe(error))
@@ -123,14 +124,6 @@ def run_guest(args: argparse.Namespace, around: Around | None = None) -> int:
             json.dump(data, report, indent=2)
             report.write("\n")
     return status
-
-
-def _status_of(error: Exception) -> int:
-    if isinstance(error, (ImageError, ImageUnreadable)):
-        return IMAGE_REFUSED
-    if isinstance(error, KvmError):
-        return NO_KVM
-    return 2 if isinstance(error, UsageError) else OTHER_ERROR
 
 
 def _run(args: argparse.Namespace, around: Around | None) -> tuple[int, dict[str, Any]]:

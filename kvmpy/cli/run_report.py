@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from kvmpy.cli.small_pc import ImageUnreadable
+from kvmpy.errors import ImageError, KvmError, UsageError
 from kvmpy.machine.outcome import End
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ __all__ = [
     "as_data",
     "device_counters",
     "exit_status",
+    "status_of",
 ]
 
 # Even numbers: the code of a debug-exit port is odd, so none of these can be the guest's.
@@ -41,6 +44,15 @@ def exit_status(outcome: Outcome) -> int:
     if outcome.end is End.TIMEOUT:
         return TIMED_OUT
     return 0 if outcome.ok else ENDED_BADLY
+
+
+def status_of(error: Exception) -> int:
+    """The status of the process for an error of the image, of KVM, or of the command line."""
+    if isinstance(error, (ImageError, ImageUnreadable)):
+        return IMAGE_REFUSED
+    if isinstance(error, KvmError):
+        return NO_KVM
+    return 2 if isinstance(error, UsageError) else OTHER_ERROR
 
 
 def as_data(outcome: Outcome, machine: Machine, seconds: float) -> dict[str, Any]:

@@ -14,9 +14,9 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from kvmpy.cli.run_report import IMAGE_REFUSED, NO_KVM, OTHER_ERROR
-from kvmpy.cli.small_pc import ImageUnreadable, SmallPc, add_image_arguments, add_machine_arguments, say
-from kvmpy.errors import ImageError, KvmError, UsageError
+from kvmpy.cli.run_report import IMAGE_REFUSED, NO_KVM, OTHER_ERROR, status_of
+from kvmpy.cli.small_pc import SmallPc, add_image_arguments, add_machine_arguments, say
+from kvmpy.errors import KvmError, UsageError
 
 if TYPE_CHECKING:
     from kvmpy.cli.prompt_console import PromptConsole
@@ -66,11 +66,7 @@ def run(args: argparse.Namespace) -> int:
         from kvmpy.cli import describe
 
         say(describe(error))
-        if isinstance(error, (ImageError, ImageUnreadable)):
-            return IMAGE_REFUSED
-        if isinstance(error, KvmError):
-            return NO_KVM
-        return 2 if isinstance(error, UsageError) else OTHER_ERROR
+        return status_of(error)
 
 
 def _converse(pc: SmallPc, args: argparse.Namespace) -> int:

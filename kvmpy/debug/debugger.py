@@ -53,6 +53,11 @@ class Debugger(Points):
     def before_entry(self, runner: VcpuRunner) -> None:
         """The vCPU is about to enter the guest: have it pass the breakpoint that it stands at."""
         vcpu = self._vcpus[runner.vcpu]
+        if vcpu.accessed:
+            vcpu.accessed = False
+            pc = linear_pc(runner.vcpu)
+            if pc != vcpu.step_from:  # not in the midst of a string instruction
+                self._stepped(vcpu, pc)
         passed, vcpu.passed = vcpu.passed, None
         if passed is not None and passed == linear_pc(runner.vcpu) and self._breakpoints_at(runner.vcpu, passed):
             physical = self._patched(runner.vcpu, passed)
@@ -60,10 +65,25 @@ class Debugger(Points):
                 if not self._control.begin_alone(runner.vcpu):
                     vcpu.passed = passed
                     return
-                self._software.lift(physical)
-                vcpu.lifted = physical
+                if self._patched(runner.vcpu, linear_pc(runner.vcpu)) == physical:
+                    self._software.lift(physical)
+                    vcpu.lifted = physical
+                else:  # removed, or the guest was sent elsewhere, while this vCPU waited for its turn
+                    self._control.end_alone(runner.vcpu)
+                    passed = None
             vcpu.over = passed
         vcpu.apply()
+        if vcpu.debug.stepping:
+            vcpu.step_from = linear_pc(runner.vcpu)
+
+    def _stepped(self, vcpu: VcpuDebugging, pc: int) -> None:
+        """One instruction is done, and the guest is at `pc`."""
+        if vcpu.over is not None:
+            self._passed(vcpu)
+        if vcpu.steps:
+            vcpu.steps -= 1
+            if not vcpu.steps:
+                self._stop(Stop(StopKind.STEP, vcpu.vcpu.id, pc))
 
     def _passed(self, vcpu: VcpuDebugging) -> None:
         """The step past a breakpoint is over, or the guest went elsewhere."""
@@ -95,6 +115,7 @@ class Debugger(Points):
     def _debug_exception(self, vcpu: VcpuDebugging, dr6: int) -> bool:
         pc = linear_pc(vcpu.vcpu)
         stepped = bool(dr6 & _STEP) and vcpu.debug.stepping
+        vcpu.accessed = False
         if vcpu.over is not None:
             self._passed(vcpu)
         data = [vcpu.registers[register] for register in vcpu.debug.hit(dr6) if register.kind != "execute"]
@@ -105,10 +126,8 @@ class Debugger(Points):
             return False  # the guest's own, or another user's of the debug registers
         if points:
             self._reached(vcpu, pc, points)
-        if stepped and vcpu.steps:
-            vcpu.steps -= 1
-            if not vcpu.steps:
-                self._stop(Stop(StopKind.STEP, vcpu.vcpu.id, pc))
+        if stepped:
+            self._stepped(vcpu, pc)
         return True
 
     def _reached(self, vcpu: VcpuDebugging, pc: int, points: Sequence[Point]) -> None:
@@ -205,7 +224,9 @@ class Debugger(Points):
 
     def _stop(self, stop: Stop) -> None:
         listener = self._listener
-        self._vcpus[self.machine.vcpus[stop.vcpu]].steps = 0
+        vcpu = self._vcpus[self.machine.vcpus[stop.vcpu]]
+        vcpu.steps = 0
+        vcpu.stopped_at = stop.address
         if listener is None:
             if stop.kind is StopKind.STEP:
                 self._control.finish(Outcome(End.STOPPED, f"stepped to {stop.address:#x}", vcpu=stop.vcpu))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvmpy.debug.breakpoint import Breakpoint, Condition, Handler, Point, Watchpoint
+from kvmpy.debug.program_counter import linear_pc
 from kvmpy.debug.software_breakpoints import SoftwareBreakpoints
+from kvmpy.debug.source_place import is_source_line, source_line_address
 from kvmpy.debug.vcpu_debugging import VcpuDebugging
 from kvmpy.debug.watched_memory import WatchedMemory
 from kvmpy.errors import UsageError
@@ -55,6 +57,9 @@ class Points:
             point.physical = physical
             self.software_changed()
         self.points.append(point)
+        for vcpu in self._vcpus.values():  # one at which the guest stands after a stop counts from the next time on
+            if vcpu.stopped_at == address and linear_pc(vcpu.vcpu) == address:
+                vcpu.passed = address
         return point
 
     def watchpoint(
@@ -122,22 +127,12 @@ class Points:
 
     def _resolve(self, where: int | str) -> tuple[int, str]:
         if isinstance(where, str):
-            file, colon, line = where.rpartition(":")
-            if colon and line.isdecimal():
-                return self._first_address(file, int(line)), where
+            if is_source_line(where):
+                return source_line_address(self.machine, where), where
             return self.machine.symbols.address_of(where), where
         if not isinstance(where, int) or not 0 <= where < 1 << 64:
             raise UsageError(f"a place in the guest is an address of 64 bits or the name of a symbol, not {where!r}")
         return where, ""
-
-    def _first_address(self, file: str, line: int) -> int:
-        lines = self.machine.lines
-        if lines is None:
-            raise UsageError("the loaded image has no source lines: compile it with -g, and load the ELF file")
-        addresses = lines.addresses_of(file, line, symbols=self.machine.symbols)
-        if not addresses:
-            raise UsageError(f"{file}:{line} has no code; near it have: {lines.lines_with_code(file)[:20] or 'none'}")
-        return addresses[0]
 
     def _translate(self, vcpu: Vcpu, address: int) -> int:
         walk = vcpu.walk(address)

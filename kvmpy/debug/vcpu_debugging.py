@@ -30,10 +30,23 @@ class VcpuDebugging:
         """The one that the present single step passes."""
         self.lifted: int | None = None
         """Where, guest-physical, a software breakpoint is lifted for that."""
+        self.step_from: int | None = None
+        """The linear address of the instruction that is being stepped."""
+        self.stopped_at: int | None = None
+        """Where a step or a point stopped the guest last."""
+        self.accessed = False
+        """Whether an instruction that is stepped accessed a device, or was done in software."""
         self.end: Exit | None = None
         """The exit that will end the run when the guest is resumed."""
 
     def apply(self) -> None:
         """Tell KVM what is to stop the vCPU from its next entry on."""
-        self.debug.stepping = self.steps > 0 or self.over is not None
+        stepping = self.steps > 0 or self.over is not None
+        self.debug.stepping = stepping
+        # KVM reports no step of an instruction that leaves the guest by itself, such as OUT: it has to be noticed.
+        self.runner.loop.tell_accesses(self._access if stepping else None)
         self.debug.apply(without=self.over)
+
+    def _access(self) -> None:
+        self.accessed = True
+        self.vcpu.kick()  # back at once: the next KVM_RUN only completes this instruction

@@ -67,6 +67,8 @@ class RunLoop:
         self.take_queued = guard(self._handle_queued)
         self.items_done = 0
         """Items of the string in the run page that were handled before the handler of the next one raised."""
+        self.after_access: Callable[[], object] | None = None
+        """Called after each access, while somebody steps the guest; see `tell_accesses`."""
         self.other_exits: dict[int, int] = {}
         """KVM_EXIT_* -> count, for what does not go through the tables."""
         self.settled_counts: dict[Place, int] = {}
@@ -169,6 +171,8 @@ class RunLoop:
             self.recent.append((None, event))
             leave = self.other(event)
         page.u32[EXIT_REASON // 4] = NO_EXIT
+        if self.after_access is not None and reason in (IO, MMIO):
+            self.after_access()
         return leave
 
     def _handle_queued(self) -> None:
@@ -225,6 +229,10 @@ class RunLoop:
         region = bus.whole(address, size)
         if region is None or (handler := region.write if write else region.read) is None:
             return
+        if self.after_access is not None:
+            place = (bus.kind, "write" if write else "read", address, size)
+            self.settled_counts[place] = self.settled_counts.get(place, 0) + 1
+            return
         if key not in table:
             page = self.vcpu.page
             view = {1: page.u8, 2: page.u16, 4: page.u32, 8: page.u64}[size]
@@ -247,6 +255,12 @@ class RunLoop:
         self.port_accesses.clear()
         self.memory_accesses.clear()
         self._resolved = 0
+
+    def tell_accesses(self, call: "Callable[[], object] | None") -> None:
+        """Call `call` after each access, or no longer. All accesses go the general way meanwhile."""
+        if call is not self.after_access:
+            self.after_access = call
+            self._forget()
 
     # Statistics
 

@@ -233,7 +233,10 @@ class VcpuRunner:
             from kvmpy.machine.emulated_processor import InstructionCompletion
 
             self.completion = InstructionCompletion(self.vcpu, self.control, self._mmio)
-        return self.completion.complete(event)
+        done = self.completion.complete(event)
+        if done and self.loop.after_access is not None:
+            self.loop.after_access()
+        return done
 
     def outcome_of(self, event: Exit) -> Outcome | None:
         """The end of the run that an exit is which nobody handles, or None when it is none."""

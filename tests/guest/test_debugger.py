@@ -12,6 +12,7 @@ from gnu_toolchain import assemble_with_symbols, compile_c
 from kvmpy import End, Machine, Outcome, UsageError
 from kvmpy.boot import ElfImage, FlatImage
 from kvmpy.debug.breakpoint import Stop, StopKind
+from kvmpy.debug.disassembly import Disassembler
 from kvmpy.devices import DebugExit
 from kvmpy.kvm import Vcpu
 
@@ -239,7 +240,7 @@ def test_places_have_names_and_lines_in_a_program_with_debug_information() -> No
         assert (by_name.name, by_name.address) == ("add", machine.symbols.address_of("add"))
         with pytest.raises(UsageError, match="did you mean 'add'"):
             machine.breakpoint("ad")
-        with pytest.raises(UsageError, match="has no code"):
+        with pytest.raises(UsageError, match="has no code; near it have"):
             machine.breakpoint(f"{file}:3")
 
 
@@ -353,7 +354,7 @@ def test_what_cannot_be_watched_is_refused_and_changes_nothing() -> None:
 def test_steps_go_through_every_instruction(bits: int) -> None:
     with loaded(COUNTING, bits) as (machine, symbols):
         vcpu = machine.vcpus[0]
-        places = []
+        places: list[int] = []
         for _ in range(3):
             assert machine.step().end is End.STOPPED
             places.append(vcpu.regs.rip)
@@ -377,6 +378,78 @@ def test_a_step_stops_at_a_breakpoint_on_its_way() -> None:
         assert machine.vcpus[0].regs.rip == symbols["work"]
         assert machine.step().end is End.STOPPED
         assert machine.vcpus[0].regs.rbx == 1
+
+
+DEVICES = """
+_start: mov edx, 0x10
+        out dx, al
+        inc ebx
+        in al, dx
+        inc ebx
+        mov dword ptr [0xd0000000], eax
+        inc ebx
+        mov eax, [0xd0000000]
+        inc ebx
+        mov edi, 0x9000
+        mov ecx, 3
+        rep insb
+        mov esi, 0x9000
+        mov ecx, 3
+        rep outsb
+        popcnt eax, ecx
+        inc ebx
+        hlt
+"""
+
+
+def test_a_step_over_an_access_to_a_device_or_an_instruction_in_software_is_one_step() -> None:
+    code, _ = assemble_with_symbols(DEVICES, address=CODE, bits=64)
+    expected, at = [], CODE
+    disassembler = Disassembler()
+    if not disassembler.available:
+        pytest.skip(disassembler.advice)
+    for instruction in disassembler.disassemble(code, CODE, 64):
+        at = instruction.end
+        expected.append(at)
+    with loaded(DEVICES, 64) as (machine, _):
+        values: list[int] = []
+        machine.map_ports(0x10, 4, read=lambda *_: 7, write=lambda offset, size, value: values.append(value))
+        machine.map_mmio(0xD000_0000, 0x1000, read=lambda *_: 5, write=lambda offset, size, value: None)
+        places: list[int] = []
+        for _ in expected[:-1]:
+            assert machine.step().end is End.STOPPED
+            if not places or machine.vcpus[0].regs.rip != places[-1]:
+                places.append(machine.vcpus[0].regs.rip)
+        steps_of_strings = [place for place in places if place not in expected]
+        assert steps_of_strings == []
+        assert places == expected[: len(places)]
+        assert values[0] == 0
+        while machine.step().end is End.STOPPED and machine.vcpus[0].regs.rip != expected[-2]:
+            pass
+        assert values == [0, 7, 7, 7]
+        assert machine.vcpus[0].regs.rbx == 5
+        assert machine.statistics().count("port", 0x10, "write") == 4
+
+
+@every_kind
+def test_a_breakpoint_at_an_access_to_a_device_is_passed_alone(hardware: bool) -> None:
+    with loaded("_start: mov ecx, 4; 1: here: out 0x10, al; next: inc ebx; loop 1b; mov al, 0; out 0xf4, al", 64) as (
+        machine, symbols,
+    ):  # fmt: skip
+        here = machine.breakpoint(symbols["here"], lambda *_: None, hardware=hardware)
+        following = machine.breakpoint(symbols["next"], lambda *_: None, hardware=hardware)
+        assert machine.run(SECONDS) == ENDED_WELL
+        assert (here.hits, following.hits) == (4, 4)
+
+
+@every_kind
+def test_a_breakpoint_set_where_the_guest_stands_counts_from_the_next_time_on(hardware: bool) -> None:
+    with loaded(COUNTING, 64) as (machine, symbols):
+        machine.step(2)
+        assert machine.vcpus[0].regs.rip == symbols["work"]
+        point = machine.breakpoint(symbols["work"], lambda *_: None, hardware=hardware)
+        assert machine.run(SECONDS) == ENDED_WELL
+        assert point.hits == 4
 
 
 # Somebody attached

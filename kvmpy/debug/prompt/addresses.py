@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvmpy.errors import ImageError, UsageError
+from kvmpy.debug.source_place import is_source_line, source_line_address
+from kvmpy.errors import UsageError
 from kvmpy.x86.register_text import code_bits
 from kvmpy.x86.registers import GENERAL_REGISTERS
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from kvmpy.kvm import Vcpu
     from kvmpy.machine import Machine
 
-__all__ = ["ADDRESS_REGISTERS", "is_source_line", "resolve"]
+__all__ = ["ADDRESS_REGISTERS", "resolve"]
 
 _CONTROL = ("cr2", "cr3")
 
@@ -30,30 +31,12 @@ def resolve(where: int | str, machine: Machine, vcpu: Vcpu) -> int:
     if isinstance(where, int) and not isinstance(where, bool):
         address = where
     elif isinstance(where, str):
-        address = _line(where, machine) if is_source_line(where) else _named(where, machine.symbols, vcpu)
+        address = source_line_address(machine, where) if is_source_line(where) else _named(where, machine.symbols, vcpu)
     else:
         raise UsageError(f"an address is a number, or the name of a symbol or register, not {where!r}")
     if not 0 <= address < 1 << 64:
         raise UsageError(f"an address has 64 bits; {address:#x} does not fit")
     return address
-
-
-def is_source_line(where: str) -> bool:
-    """Whether `where` has the form of "main.c:12"."""
-    file, _, line = where.rpartition(":")
-    return bool(file) and line.isdecimal()
-
-
-def _line(where: str, machine: Machine) -> int:
-    file, _, line = where.rpartition(":")
-    try:
-        lines = machine.lines
-        addresses = lines.addresses_of(file, int(line), symbols=machine.symbols) if lines else []
-    except ImageError as error:
-        raise UsageError(f"the source lines of the image cannot be read: {error}") from error
-    if not addresses:
-        raise UsageError(f"no code is known to come from {where}")
-    return addresses[0]
 
 
 def _named(where: str, symbols: SymbolTable, vcpu: Vcpu) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvmpy.debug.disassembly import Disassembler, annotate
 from kvmpy.debug.program_counter import linear_pc
-from kvmpy.debug.prompt.addresses import is_source_line, resolve
+from kvmpy.debug.prompt.addresses import resolve
 from kvmpy.debug.prompt.command_list import CommandList
 from kvmpy.debug.prompt.disassembly_listing import DisassemblyListing
 from kvmpy.debug.prompt.exit_listing import ExitListing
@@ -17,6 +17,7 @@ from kvmpy.debug.prompt.hex_dump import HexDump
 from kvmpy.debug.prompt.register_changes import register_changes
 from kvmpy.debug.prompt.stack_listing import StackListing
 from kvmpy.debug.prompt.stopped import Place, Stopped
+from kvmpy.debug.source_place import is_source_line
 from kvmpy.debug.symbols import SymbolTable
 from kvmpy.errors import ImageError, UsageError
 from kvmpy.exits import Debug
