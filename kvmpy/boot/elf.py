@@ -52,7 +52,7 @@ class ElfImage:
 
     def __init__(
         self,
-        source: bytes | bytearray | memoryview | str | os.PathLike[str],
+        source: bytes | bytearray | memoryview | str | os.PathLike[str] | ImageSource,
         *,
         physical: bool = True,
         base: int | None = None,
@@ -62,7 +62,7 @@ class ElfImage:
         ring: int = 0,
         tables: int | None = None,
     ) -> None:
-        self._source = ImageSource(source)
+        self._source = source if isinstance(source, ImageSource) else ImageSource(source)
         self._header = ElfHeader.read(self._source)
         self._program_headers = self._header.read_program_headers(self._source)
         self._physical = physical
@@ -96,12 +96,39 @@ class ElfImage:
         """The file that it is, for who reads more in it: `kvmpy.debug.symbols` does."""
         return self._source
 
+    @property
+    def header(self) -> ElfHeader:
+        """The ELF header."""
+        return self._header
+
+    @property
+    def program_headers(self) -> Sequence[ProgramHeader]:
+        """All program headers, in the order of the file."""
+        return self._program_headers
+
+    @property
+    def physical_entry(self) -> int:
+        """The guest-physical address of the first instruction: where it starts without paging."""
+        inside = self._entry_segment
+        return self.entry if inside is None else self.entry - inside.virtual + inside.address
+
     def memory_needs(self) -> tuple[RomMapping, ...]:
         """Nothing: an ELF image lives in RAM."""
         return ()
 
     def load(self, memory: GuestMemory) -> Entry:
         """Write the segments into RAM, relocate them, and build the tables of the mode. Raises ImageError."""
+        used = self.load_segments(memory)
+        inside = self._entry_segment
+        if self._start.mode == "long" and inside is not None and inside.virtual != inside.address:
+            return self._start.enter(memory, self.entry, used, self._source.name, self._mappings())
+        return self._start.enter(memory, self.physical_entry, used, self._source.name)
+
+    def load_segments(self, memory: GuestMemory) -> list[LoadedRange]:
+        """Write the segments into RAM and relocate them, without tables and without an entry state.
+
+        For boot protocols that start an ELF image in a way of their own. Raises ImageError, as `load` does.
+        """
         # All before any: an image that does not fit leaves the guest's memory as it was.
         for segment in self.segments:
             header = segment.header
@@ -111,14 +138,7 @@ class ElfImage:
             self._source.copy_to(memory, segment.address, header.offset, header.filesz, header.name)
             memory.fill(segment.address + header.filesz, header.memsz - header.filesz, 0)
         relocate(self._source, self._relocations, self.segments, memory, self.bias)
-        used = [LoadedRange(segment.address, segment.size, segment.header.name) for segment in self.segments]
-
-        inside = self._entry_segment
-        if inside is None or inside.virtual == inside.address:
-            return self._start.enter(memory, self.entry, used, self._source.name)
-        if self._start.mode == "long":
-            return self._start.enter(memory, self.entry, used, self._source.name, self._mappings())
-        return self._start.enter(memory, self.entry - inside.virtual + inside.address, used, self._source.name)
+        return [LoadedRange(segment.address, segment.size, segment.header.name) for segment in self.segments]
 
     def symbols(self) -> dict[str, int]:
         """Name -> address of the symbols that the file defines, moved with the image. Empty for a stripped file.

@@ -63,10 +63,10 @@ class ImageSource:
         if self._data is None:
             self._read_file(offset, views)
             return
-        position = offset
+        data = memoryview(self._data)  # a slice of bytes would be a copy more
         for view in views:
-            view[:] = self._data[position : position + len(view)]
-            position += len(view)
+            view[:] = data[offset : offset + len(view)]
+            offset += len(view)
 
     def read_all(self) -> bytes:
         """The whole image. For formats that have checked `size` before."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from kvmpy.boot.image import LoadedRange
     from kvmpy.memory import GuestMemory
 
-__all__ = ["FOUR_GIB", "highest_free", "ram_spans", "ram_text", "ram_views"]
+__all__ = ["FOUR_GIB", "highest_free", "lowest_free", "ram_spans", "ram_text", "ram_views"]
 
 FOUR_GIB = 1 << 32
 
@@ -74,5 +74,27 @@ def highest_free(
             if loaded.overlaps(candidate, size):
                 candidate = (loaded.address - size) & -alignment
         if candidate >= start:
+            return candidate
+    return None
+
+
+def lowest_free(
+    memory: GuestMemory,
+    size: int,
+    taken: Iterable[LoadedRange],
+    *,
+    alignment: int = 0x1000,
+    above: int = 0,
+    below: int = FOUR_GIB,
+) -> int | None:
+    """The lowest aligned address from `above` on with `size` bytes of RAM below `below` that nothing uses, or None."""
+    used = sorted(taken, key=lambda loaded: loaded.address)
+    for start, end in ram_spans(memory):
+        candidate = max(start, above) + alignment - 1 & -alignment
+        # From the bottom up: every range that is in the way pushes the candidate above itself.
+        for loaded in used:
+            if loaded.overlaps(candidate, size):
+                candidate = loaded.end + alignment - 1 & -alignment
+        if candidate + size <= min(end, below):
             return candidate
     return None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import kvmpy.boot
 from kvmpy.boot.image import Entry, LoadedRange, RomMapping
 from kvmpy.boot.image_source import ImageSource
-from kvmpy.boot.placement import highest_free, ram_spans
+from kvmpy.boot.placement import highest_free, lowest_free, ram_spans
 from kvmpy.errors import ImageError
 from kvmpy.memory import GuestMemory, MemoryRegion
 from kvmpy.x86.registers import CpuState
@@ -117,7 +117,7 @@ PAGES = st.integers(0, 24)
     size=st.integers(1, 0x4000),
     below=st.integers(0, 32).map(lambda page: page * 0x1000),
 )
-def test_the_highest_free_place_is_free_and_the_highest(
+def test_the_highest_and_the_lowest_free_place_are_free_and_the_outermost(
     spans: list[tuple[int, int]], taken: list[tuple[int, int]], size: int, below: int
 ) -> None:
     memory = GuestMemory()
@@ -130,5 +130,8 @@ def test_the_highest_free_place_is_free_and_the_highest(
         inside = any(start <= address and address + size <= min(end, below) for start, end in ram_spans(memory))
         return inside and not any(loaded.overlaps(address, size) for loaded in used)
 
-    expected = next((page << 12 for page in range(40, -1, -1) if fits(page << 12)), None)
-    assert highest_free(memory, size, used, below=below) == expected
+    expected = [page << 12 for page in range(41) if fits(page << 12)]
+    assert highest_free(memory, size, used, below=below) == (expected[-1] if expected else None)
+    assert lowest_free(memory, size, used, below=below) == (expected[0] if expected else None)
+    later = [address for address in expected if address >= 0x5000]
+    assert lowest_free(memory, size, used, above=0x4001, below=below) == (later[0] if later else None)
