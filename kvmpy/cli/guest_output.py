@@ -10,7 +10,7 @@ from typing import Any
 __all__ = ["GuestOutput", "StandardOutput"]
 
 _MOST_HELD = 1 << 20
-_PATIENCE = 3
+_PATIENCE = 12
 """So many looks an unfinished line waits for its rest."""
 
 
