@@ -12,7 +12,7 @@ from kvmpy.boot import FlatImage
 from kvmpy.debug.disassembly import Disassembler
 from kvmpy.debug.symbols import SymbolTable
 from kvmpy.debug.trace import TraceEvent, Tracer
-from kvmpy.devices import PostPort
+from kvmpy.devices import DebugExit, PostPort
 from kvmpy.exits import Debug
 
 KIB = 1024
@@ -188,3 +188,108 @@ def test_breakpoints_stop_while_steps_are_traced() -> None:
         assert hits == [3, 2, 1]
         assert [event.address for event in trace.events].count(symbols["again"]) == 3
         assert machine.memory.read(0x1000, len(code)) == code
+
+
+# Ring 3
+
+
+RING_3 = """
+        mov rsp, 0x8000
+        mov ecx, 3
+    1:  inc ebx; out 0x80, al; loop 1b
+        in al, 0x80
+        movd xmm0, ebx; paddd xmm0, xmm0; movd eax, xmm0
+        pushf; popf
+        mov [0x5000], eax
+        mov al, 7; out 0xf4, al
+        jmp .
+"""
+
+
+def ring_3(source: str) -> Machine:
+    machine = Machine(memory=1024 * KIB, irqchip=False)
+    machine.add(PostPort())
+    machine.add(DebugExit())
+    machine.load(FlatImage(assemble(source, bits=64), mode="long", ring=3))
+    return machine
+
+
+@needs_capstone
+def test_a_program_in_ring_3_is_traced_instruction_by_instruction() -> None:
+    with ring_3(RING_3) as machine:
+        before = (machine.memory.regions, machine.ports.regions, machine.vcpus[0].sregs.idt)
+        with machine.trace(steps=True) as trace:
+            assert machine.run(PATIENCE).end is End.EXITED
+        names = [event.name.split(" ")[0] for event in steps(trace)]
+        assert names == [
+            "mov", "mov", *("inc", "out", "loop") * 3, "in", "movd", "paddd", "movd", "pushfq", "popfq", "mov", "mov",
+            "out",
+        ]  # fmt: skip
+        assert [event.registers.get("rax") for event in steps(trace) if event.name == "movd eax, xmm0"] == [6]
+        assert all("rip" not in event.registers for event in steps(trace))
+        assert [event.name for event in trace.events if event.kind == "port"] == ["out 0x80"] * 3 + [
+            "in 0x80",
+            "out 0xf4",
+        ]
+        assert machine.memory.read_u32(0x5000) == 6
+        # Nothing is left of what it took.
+        assert (machine.memory.regions, machine.ports.regions, machine.vcpus[0].sregs.idt) == before
+        assert not machine.vcpus[0].regs.rflags & 0x100
+        assert [access.address for access in machine.statistics().accesses] == [0x80, 0x80, 0xF4]
+        assert machine.statistics().unclaimed == ()
+
+
+def test_steps_in_ring_3_begin_and_end_while_the_program_runs() -> None:
+    with ring_3("1: inc rbx; jmp 1b") as machine:
+        machine.start(timeout=PATIENCE)
+        for _ in range(3):
+            with machine.trace(steps=True, kinds="step") as trace:
+                while len(trace.events) < 50:
+                    threading.Event().wait(0.01)
+            changes = [event.registers["rbx"] for event in trace.events if "rbx" in event.registers]
+            assert changes == list(range(changes[0], changes[0] + len(changes)))
+            with machine.paused():
+                vcpu = machine.vcpus[0]
+                assert vcpu.regs.rip in (0x1000, 0x1003)
+                assert vcpu.sregs.cs.dpl == 3
+                before = vcpu.regs.rbx
+            threading.Event().wait(0.02)
+            with machine.paused():
+                assert machine.vcpus[0].regs.rbx > before
+        assert machine.stop().end is End.STOPPED
+        assert len(machine.memory.regions) == 1
+
+
+def test_a_program_in_ring_3_with_an_idt_of_its_own_runs_as_it_does_without() -> None:
+    """Where the trap would be the guest's, it is left alone, and the trace says so."""
+    from kvmpy.debug.trace.ring3_steps import steps_come_out
+    from kvmpy.x86 import long_mode
+    from kvmpy.x86.gates import Gate, Idt
+
+    idt = Idt()
+    idt[6] = Gate("interrupt", 0x3000)
+    with ring_3("nop; ud2") as machine:
+        machine.memory.write(0x3000, assemble("mov al, 3; out 0xf4, al; hlt", bits=64))
+        state = long_mode.prepare(machine.memory, entry=0x1000, tables=0x20000, stack=0x8000, ring=3, idt=idt)
+        machine.vcpus[0].set_cpu_state(state)
+        with machine.trace(steps=True) as trace:
+            outcome = machine.run(PATIENCE)
+        assert (outcome.end, outcome.code) == (End.EXITED, 7)
+        told = [event.name for event in trace.events if event.kind in ("other", "step")]
+        assert told[0] == "nop" if steps_come_out() else told[0].startswith("no steps: ring 3 with an IDT of its own")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "mov rdi, 0xfefe0000; mov ecx, 0x200; xor eax, eax; rep stosq; 1: jmp 1b",  # the IDT and its code
+        "mov rdi, 0xfefe0800; mov rax, 0xfeebfeebfeebfeeb; mov [rdi], rax; 1: jmp 1b",  # a loop in ring 0
+        "mov rax, 0xfefe0802; jmp rax",  # in the stub's code
+        "mov rdi, [0x0]; hlt",
+    ],
+)
+def test_a_hostile_program_in_ring_3_harms_itself_only(source: str) -> None:
+    with ring_3(source) as machine:
+        with machine.trace(steps=True):
+            assert machine.run(timeout=0.5).end in (End.TIMEOUT, End.TRIPLE_FAULT, End.FAILED, End.HALTED)
+        assert len(machine.memory.regions) == 1

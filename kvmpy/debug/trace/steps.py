@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from threading import Event, get_ident
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvmpy.abi.flags import KVM_MP_STATE_HALTED
 from kvmpy.debug.program_counter import linear_pc
+from kvmpy.debug.trace.ring3_steps import StepStub, StubbedVcpu, steps_come_out
 from kvmpy.exits import Debug, Hlt, InternalError
 from kvmpy.x86.flags import Cr0
 from kvmpy.x86.register_text import code_bits
@@ -32,11 +35,24 @@ if TYPE_CHECKING:
         @property
         def cr0(self) -> int: ...
 
+    class _Way(Protocol):
+        """How a vCPU steps: switched on and off between two exits, and again after an exit that was no step."""
+
+        def start(self) -> None: ...
+        def stop(self) -> None: ...
+        def renew(self) -> None: ...
+        def is_step(self, what: What) -> bool: ...
+        def registers(self) -> tuple[int, ...]: ...
+        def address(self) -> int: ...
+
 
 __all__ = ["StepObserver"]
 
+_NO_STEPS = ("other", None, "no steps: ring 3 with an IDT of its own, on a host where it gets the trap")
 _STEP = 1 << 14
 """DR6.BS: a single step ended (SDM vol. 3, 18.2.3)."""
+_PATIENCE = 20
+"""How often a vCPU is waited for, 50 ms each, that may be in a slow handler. It does it later, then."""
 _ACCESS = 4
 """Items of a port or memory access that was an exit, as an observer is told it."""
 _LONGEST = 15
@@ -56,7 +72,8 @@ class StepObserver:
         self._machine = machine
         self._note = note
         self._runners = machine.runners
-        self._stepped = {runner.vcpu.id: _SteppedVcpu(runner) for runner in self._runners}
+        self._stepped = {runner.vcpu.id: _SteppedVcpu(runner.vcpu) for runner in self._runners}
+        self._stub: StepStub | None = None
 
     def start(self) -> None:
         """Have every vCPU step from its next entry on."""
@@ -71,19 +88,56 @@ class StepObserver:
 
     def _start(self, runner: VcpuRunner) -> None:
         runner.exit_handlers.setdefault(Debug, self._go_on)
-        self._stepped[runner.vcpu.id].start()
+        way = self._way(runner)
+        if way is not None:
+            self._stepped[runner.vcpu.id].start(way)
+        else:
+            now = perf_counter_ns()
+            self._note(runner.vcpu.id, now, now, now, _NO_STEPS, None)
+
+    def _way(self, runner: VcpuRunner) -> _Way | None:
+        """How a vCPU can be made to step: by KVM, or in ring 3 of some hosts by a stub; None: not at all."""
+        sregs = runner.vcpu.sregs
+        if sregs.ss.dpl != 3 or not sregs.cr0 & Cr0.PE or steps_come_out():
+            return _KvmSteps(runner)
+        stub = self._stub if self._stub is not None else StepStub(self._machine)
+        if not sregs.cs.l or not stub.fits(runner.vcpu):
+            if stub is not self._stub:
+                stub.remove()
+            return None
+        self._stub = stub
+        return StubbedVcpu(runner.vcpu, stub)
 
     def _stop(self, runner: VcpuRunner) -> None:
         self._stepped[runner.vcpu.id].stop()
+        if self._stub is not None and not any(stepped.on for stepped in self._stepped.values()):
+            self._stub.remove()
+            self._stub = None
         if runner.exit_handlers.get(Debug) == self._go_on:
             del runner.exit_handlers[Debug]
 
     def _do(self, runner: VcpuRunner, call: Callable[[], None]) -> None:
-        """Between two exits, in the vCPU's thread where it has one now."""
-        if self._machine.running:
-            runner.post(call)
-        else:
+        """Between two exits, in the vCPU's thread where it has one now; done when this returns, if that is possible."""
+        control = runner.control
+        if not self._machine.running or get_ident() in control.pausing:
             call()
+            return
+        begun, done = Event(), Event()
+
+        def once() -> None:
+            if not begun.is_set():
+                begun.set()
+                call()
+                done.set()
+
+        runner.post(once)
+        if control.called_from_the_run():  # in a handler, which that vCPU may be waiting for
+            return
+        for _ in range(_PATIENCE):
+            if done.wait(0.05):
+                return
+            if not self._machine.running:
+                once()
 
     def _go_on(self, vcpu: Vcpu, event: Exit) -> Outcome | None:
         """In place of "nobody handles Debug": a step ends nothing, unless it was that of a HLT."""
@@ -103,13 +157,13 @@ class StepObserver:
         stepped = self._stepped[vcpu]
         if not stepped.on:
             self._note(vcpu, entered, left, handled, what, value)
-        elif type(what) is Debug and what.dr6 & _STEP:
+        elif stepped.way.is_step(what):
             self._note(vcpu, entered, left, handled, *stepped.completed())
         else:
             self._note(vcpu, entered, left, handled, what, value)
             if _ends_an_instruction(what) and stepped.has_moved:
                 self._note(vcpu, handled, handled, handled, *stepped.completed())
-            stepped.renew()
+            stepped.way.renew()
 
 
 def _ends_an_instruction(what: What) -> bool:
@@ -120,12 +174,41 @@ def _ends_an_instruction(what: What) -> bool:
     return type(what) is InternalError or (isinstance(what, tuple) and len(what) == _ACCESS)
 
 
-class _SteppedVcpu:
-    """Where a vCPU is: its next instruction and its registers, to be compared after the step."""
+class _KvmSteps:
+    """A vCPU that KVM makes step (KVM_GUESTDBG_SINGLESTEP)."""
 
     def __init__(self, runner: VcpuRunner) -> None:
         self._debug = runner.debug
         self._vcpu = runner.vcpu
+
+    def start(self) -> None:
+        self._debug.traced = True
+        self._debug.apply()
+
+    def stop(self) -> None:
+        self._debug.traced = False
+        self._debug.apply()
+
+    def renew(self) -> None:
+        self._debug.renew()
+
+    def is_step(self, what: What) -> bool:
+        return type(what) is Debug and bool(what.dr6 & _STEP)
+
+    def registers(self) -> tuple[int, ...]:
+        regs = self._vcpu.regs
+        return tuple([getattr(regs, name) for name in GENERAL_REGISTERS])
+
+    def address(self) -> int:
+        return linear_pc(self._vcpu)
+
+
+class _SteppedVcpu:
+    """Where a vCPU is: its next instruction and its registers, to be compared after the step."""
+
+    def __init__(self, vcpu: Vcpu) -> None:
+        self._vcpu = vcpu
+        self.way: _Way
         self.on = False
         self._address = 0
         self._code = b""
@@ -136,40 +219,36 @@ class _SteppedVcpu:
         self._frame: _Frame | None = None
         """Where an event that comes before the next instruction would leave its return address."""
 
-    def start(self) -> None:
+    def start(self, way: _Way) -> None:
         """In the vCPU's thread, between two exits."""
-        self._debug.traced = True
-        self._debug.apply()
+        self.way = way
+        way.start()
         self._look()
         self.on = True
 
     def stop(self) -> None:
         """The same."""
-        self.on = False
-        self._debug.traced = False
-        self._debug.apply()
+        if self.on:
+            self.on = False
+            self.way.stop()
 
     @property
     def has_moved(self) -> bool:
         """Whether RIP is another one than at the last look."""
-        return linear_pc(self._vcpu) != self._address
+        return self.way.address() != self._address
 
     @property
     def has_halted(self) -> bool:
         """Whether the instruction that was executed is a HLT that did halt."""
         length = _prefixes(self._code, self._bits) + 1
-        return self._code[length - 1 : length] == _HLT and linear_pc(self._vcpu) == self._address + length
-
-    def renew(self) -> None:
-        """After an exit that was no step: the next instruction shall be one again."""
-        self._debug.renew()
+        return self._code[length - 1 : length] == _HLT and self.way.address() == self._address + length
 
     def completed(self) -> tuple[What, dict[str, int]]:
         """An instruction was executed: what it was, and the registers that it changed, RIP aside."""
         address, code, before = self._address, self._code, self._registers
         bits, frame = self._bits, self._frame
         if _clears_tf(code, bits):
-            self._debug.renew()
+            self.way.renew()
         self._look()
         # An interrupt or exception came first, and what was executed is the first instruction of its handler.
         event = frame is not None and self._registers[_RSP] <= frame.address and self._holds(frame)
@@ -181,10 +260,9 @@ class _SteppedVcpu:
         return what, changed
 
     def _look(self) -> None:
-        vcpu = self._vcpu
-        regs, sregs = vcpu.regs, vcpu.sregs
-        self._registers = tuple([getattr(regs, name) for name in GENERAL_REGISTERS])
-        self._address = linear_pc(vcpu)
+        sregs = self._vcpu.sregs
+        self._registers = self.way.registers()
+        self._address = self.way.address()
         self._bits = code_bits(sregs)
         self._code = self._read(self._address)
         self._frame = _frame(self._bits, self._registers[_RSP], self._registers[_RIP], sregs)
