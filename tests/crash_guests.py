@@ -8,6 +8,7 @@ The comment at the top of a file says what it is and what the report must find::
     # contributes: idt-not-loaded       another finding that must be there
     # says: 0x0100                      in the text of the first finding
     # ends: timeout                     the end; a triple fault or a failure, if nothing is said
+    # weight: possible                  how much the first finding explains; else it is the cause
 
 `memory`, `stack`, `ring` and `irqchip` set the machine up. The source is in Intel syntax, linked for 0x1000.
 """

@@ -1,7 +1,8 @@
 # A loop whose counter never becomes zero
 # mode: protected
 # ends: timeout
-# finds: endless-loop
+# finds: busy-loop
+# weight: possible
 # says: again
         mov ecx, 1
 again:  add eax, ecx

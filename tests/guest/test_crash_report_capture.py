@@ -95,6 +95,7 @@ def test_a_machine_that_runs_stands_while_it_is_looked_at() -> None:
     assert report.state.regs.rcx == 7
     assert report.cause is not None
     assert report.cause.id == "endless-loop"
+    assert "leads out" in report.cause.text
 
 
 def test_what_another_thread_holds_is_named_instead_of_shown() -> None:

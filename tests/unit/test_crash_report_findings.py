@@ -210,6 +210,7 @@ def test_a_loop_that_waits_for_a_device() -> None:
         scene,
         "waits-for-device",
         "port 0x3fd of uart; it answered 0x0 last",
+        weight=Weight.POSSIBLE,
         end="timeout",
         exit=None,
         devices=(("uart", "port", 0x3F8, 8),),

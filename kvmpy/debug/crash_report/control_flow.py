@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kvmpy.debug.crash_report.first_event.decoder import Decoded, decode
 from kvmpy.debug.crash_report.first_event.execution import Execution
 
-__all__ = ["Located", "find_loop", "following"]
+__all__ = ["Located", "find_loop", "following", "ways_out"]
 
 _MOST = 256
 """Instructions looked at."""
@@ -45,6 +45,12 @@ def find_loop(execution: Execution, start: int) -> tuple[Located, ...]:
             if instruction is not None:
                 waiting.append(instruction)
     return ()
+
+
+def ways_out(execution: Execution, loop: tuple[Located, ...]) -> tuple[Located, ...]:
+    """The instructions of a loop that may also lead elsewhere; without one it never ends. Calls count as returning."""
+    offsets = {located.offset for located in loop}
+    return tuple(located for located in loop if not set(following(execution, located)) <= offsets)
 
 
 def _path(last: Located, before: dict[int, Located | None]) -> tuple[Located, ...]:

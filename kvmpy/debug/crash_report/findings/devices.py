@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from kvmpy.debug.crash_report.case import Case
-from kvmpy.debug.crash_report.findings.finding import Rule, Suspicion, by_cause, cause
+from kvmpy.debug.crash_report.findings.finding import Rule, Suspicion, by_cause, cause, possible
 from kvmpy.debug.crash_report.first_event import Cause
 from kvmpy.debug.crash_report.first_event.memory_access import memory_accesses
 from kvmpy.machine.recent_exits import DeviceAccess
 from kvmpy.x86.page_walk import Access
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "polled"]
 
+_PATIENT = 100
+"""Reads. A guest that looks whether a device is there gives up sooner."""
 _IN_BY_IMMEDIATE, _IN_BY_DX = (0xE4, 0xE5), (0xEC, 0xED)
 
 
-def _polled(case: Case) -> tuple[str, int] | None:
+def polled(case: Case) -> tuple[str, int] | None:
     """("port" or "mmio", address) of what the loop reads from outside memory."""
     for located in case.loop:
         decoded = located.decoded
@@ -49,34 +51,35 @@ def _unclaimed_reads(case: Case, kind: str, address: int) -> int:
 def _polls_absent_device(case: Case) -> Suspicion | None:
     if not case.timed_out:
         return None
-    polled = _polled(case)
-    if polled is None or _owner(case, *polled):
+    place = polled(case)
+    if place is None or _owner(case, *place):
         return None
-    reads = _unclaimed_reads(case, *polled)
+    reads = _unclaimed_reads(case, *place)
     if not reads:
         return None  # KVM's own controllers, for instance
-    kind, address = polled
+    kind, address = place
     what = "port" if kind == "port" else "physical address"
-    return cause(
+    text = (
         f"The loop at {case.describe(case.rip)} reads {what} {address:#x}, where no device is: {reads} reads gave all "
         "ones"
     )
+    return cause(text) if reads >= _PATIENT else possible(text)
 
 
 def _waits_for_device(case: Case) -> Suspicion | None:
     if not case.timed_out:
         return None
-    polled = _polled(case)
-    if polled is None or not (name := _owner(case, *polled)):
+    place = polled(case)
+    if place is None or not (name := _owner(case, *place)):
         return None
-    kind, address = polled
+    kind, address = place
     answers = [
         access.value
         for access in case.evidence.exits
         if isinstance(access, DeviceAccess) and (access.direction, access.address) == ("read", address)
     ]
     last = f"; it answered {answers[-1]:#x} last" if answers else ""
-    return cause(f"The loop at {case.describe(case.rip)} reads {kind} {address:#x} of {name}{last}")
+    return possible(f"The loop at {case.describe(case.rip)} reads {kind} {address:#x} of {name}{last}")
 
 
 RULES = (

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from kvmpy.debug.crash_report.case import Case
-from kvmpy.debug.crash_report.findings.finding import Rule, Suspicion, by_cause, cause, contributes
+from kvmpy.debug.crash_report.control_flow import ways_out
+from kvmpy.debug.crash_report.findings.devices import polled
+from kvmpy.debug.crash_report.findings.finding import Rule, Suspicion, by_cause, cause, contributes, possible
 from kvmpy.debug.crash_report.findings.halting import waits_in_hlt
 from kvmpy.debug.crash_report.first_event import Cause, read_linear
 from kvmpy.exits import InternalError
@@ -12,7 +14,6 @@ __all__ = ["RULES"]
 
 _RUN = 16
 """Bytes that must all be the same to count as empty memory."""
-_IN = (0xE4, 0xE5, 0xEC, 0xED)
 
 
 def _empty_at(case: Case, byte: int) -> str:
@@ -84,20 +85,33 @@ def _delivery_interrupted(case: Case) -> Suspicion | None:
     )
 
 
-def _endless_loop(case: Case) -> Suspicion | None:
-    if not case.timed_out or waits_in_hlt(case) or not case.loop:
-        return None
-    if any(located.decoded.opcode in _IN for located in case.loop):
-        return None
+def _plain_loop(case: Case) -> str:
+    """The loop that the guest is in, said for a reader; nothing when there is none, or other rules know better."""
+    if not case.timed_out or waits_in_hlt(case) or not case.loop or polled(case) is not None:
+        return ""
     if len(case.loop) == 1:
-        return cause(f"The instruction at {case.describe(case.rip)} jumps to itself")
+        return f"The instruction at {case.describe(case.rip)} jumps to itself"
     base = case.rip - case.regs.rip
     offsets = [located.offset for located in case.loop]
-    first, last = min(offsets), max(offsets)
-    return cause(
-        f"The guest goes round a loop of {len(case.loop)} instructions between {case.describe(base + first)} and "
-        f"{case.describe(base + last)}"
-    )
+    first, last = case.describe(base + min(offsets)), case.describe(base + max(offsets))
+    return f"The guest goes round {len(case.loop)} instructions between {first} and {last}"
+
+
+def _endless_loop(case: Case) -> Suspicion | None:
+    text = _plain_loop(case)
+    if not text or ways_out(case.execution, case.loop):
+        return None
+    return cause(f"{text}, and nothing in this loop leads out of it")
+
+
+def _busy_loop(case: Case) -> Suspicion | None:
+    text = _plain_loop(case)
+    out = ways_out(case.execution, case.loop)
+    if not text or not out:
+        return None
+    base = case.rip - case.regs.rip
+    places = ", ".join(case.describe(base + located.offset) for located in out)
+    return possible(f"{text}; it ends when the branch at {places} decides so")
 
 
 def _nobody_handles(case: Case) -> Suspicion | None:
@@ -217,8 +231,17 @@ RULES = (
         "The guest is in an endless loop",
         "",
         "the code at RIP",
-        "If it waits for an interrupt or another processor, look why that does not come; else look at the condition.",
+        "If it is meant to wait for interrupts, put HLT into the loop. If it is the end of the program, end the "
+        "machine: HLT, a debug-exit port, or a timeout.",
         _endless_loop,
+    ),
+    Rule(
+        "busy-loop",
+        "The guest was in a loop when it was looked at",
+        "",
+        "the code at RIP",
+        "Look at the condition, and whether it can come true; or give the guest more time.",
+        _busy_loop,
     ),
     Rule(
         "exit-not-handled",

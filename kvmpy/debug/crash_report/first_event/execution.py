@@ -135,8 +135,14 @@ class Execution:
 
     def stack_items(self, count: int, size: int, *, skip: int = 0) -> list[int] | None:
         """`count` numbers of `size` bytes from the top of the stack on; None when they cannot be read."""
+        first = self.stack_offset(skip)
+        if first + count * size <= 1 << self.stack_bits:
+            data = self.read("ss", first, count * size)
+            if data is None:
+                return None
+            return [int.from_bytes(data[at : at + size], "little") for at in range(0, len(data), size)]
         values = []
-        for index in range(count):
+        for index in range(count):  # around the end of the segment
             data = self.read("ss", self.stack_offset(skip + index * size), size)
             if data is None:
                 return None
