@@ -13,7 +13,7 @@ from kvmpy import End, Machine, Outcome, UsageError
 from kvmpy.boot import ElfImage, FlatImage
 from kvmpy.debug.coverage import Coverage, CoveredCode, basic_blocks
 from kvmpy.debug.coverage.step_support import breaks_in_ring3
-from kvmpy.debug.symbols import LineTable, SymbolTable, UnknownSymbolError
+from kvmpy.debug.symbols import LineTable, Symbol, SymbolTable, UnknownSymbolError
 from kvmpy.devices import DebugExit
 
 pytest.importorskip("capstone")
@@ -527,3 +527,46 @@ def test_lines_of_a_flat_image_can_be_given(sources: Path, tmp_path: Path) -> No
     coverage.write_lcov(tmp_path / "flat.info", lines=table, symbols=SymbolTable.from_elf(program.elf))
     run(program, "steps").write_lcov(tmp_path / "elf.info")
     assert (tmp_path / "flat.info").read_text() == (tmp_path / "elf.info").read_text()
+
+
+def test_the_start_of_another_processor_is_recognized_where_the_guest_has_copied_it() -> None:
+    source = """
+            .code64
+    _start: mov ebx, 0xfee00000
+            mov dword ptr [rbx + 0xf0], 0x1ff     # software enable
+            mov esi, offset other                 # the trampoline goes where the SIPI says: vector 8, 0x8000
+            mov edi, 0x8000
+            mov ecx, offset end - other
+            rep movsb
+            mov dword ptr [rbx + 0x300], 0xc4500  # INIT to all but self
+            mov dword ptr [rbx + 0x300], 0xc4608  # SIPI
+    wait:   cmp dword ptr [0x2000], 1
+            jne wait
+            mov al, 0
+            out 0xf4, al
+            .code16
+            .globl other
+            .type other, @function
+    other:  xor ax, ax
+            mov ds, ax
+            inc dword ptr [0x2000]
+            jmp stop
+    middle: nop
+    stop:   cli
+            hlt
+    end:
+            .size other, . - other
+    """
+    code, symbols = assemble_with_symbols(source, address=CODE, bits=64)
+    with Machine(vcpus=2) as machine:
+        machine.add(DebugExit())
+        machine.load(FlatImage(code, CODE, "long", stack=STACK))
+        machine.symbols = SymbolTable(
+            [Symbol("other", symbols["other"], symbols["end"] - symbols["other"], "function")]
+        )
+        with Coverage(machine, "breakpoints", bits=16) as coverage:
+            assert machine.run(SECONDS) == ENDED_WELL
+        trampoline = code[symbols["other"] - CODE :]
+        assert machine.memory.read(0x8000, len(trampoline)) == trampoline
+        assert {symbols["other"], symbols["wait"]} <= coverage.addresses
+        assert symbols["middle"] not in coverage.addresses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +12,9 @@ import pytest
 from gnu_toolchain import assemble_with_symbols
 from kvmpy import End, Machine, Outcome, UsageError
 from kvmpy.boot import FlatImage
-from kvmpy.debug.coverage import Coverage
+from kvmpy.debug.coverage import Coverage, stepping
 from kvmpy.debug.coverage.step_support import steps_in_ring3
+from kvmpy.debug.disassembly import Disassembler
 from kvmpy.devices import DebugExit
 from kvmpy.x86 import long_mode
 from kvmpy.x86.gates import Gate, Idt
@@ -439,3 +441,146 @@ def test_coverage_is_taken_once_at_a_time_and_begins_while_the_machine_stands() 
 def test_options_that_make_no_sense_are_refused(options: dict[str, object]) -> None:
     with loaded("_start: nop", 64) as (machine, _), pytest.raises(UsageError):
         Coverage(machine, **options)  # type: ignore[arg-type]
+
+
+# What hosts and installations differ in
+
+
+QUIET = """
+_start: mov ecx, 3
+again:  lfence
+fence:  mfence
+behind: nop
+        mov eax, ss
+load:   mov ss, eax
+shadow: nop
+        swapgs
+gs:     swapgs
+        mov rax, rsp
+        push 0
+        push rax
+        pushf
+        mov eax, cs
+        push rax
+        lea rax, [rip + back]
+        push rax
+        mov eax, ss
+        mov [rsp + 32], rax
+return: iretq
+back:   mfence
+write:  out 0x80, al
+        dec ecx
+        jnz again
+done:   mov al, 0
+        mfence
+last:   out 0xf4, al
+never:  nop
+"""
+
+
+def test_instructions_behind_one_after_which_no_step_comes_are_counted() -> None:
+    pytest.importorskip("capstone")
+    with loaded(QUIET, 64) as (machine, symbols):
+        with Coverage(machine) as coverage:
+            assert machine.run(SECONDS) == ENDED_WELL
+        counts = by_name(coverage, symbols)
+        once = {"_start": 1, "done": 1, "last": 1, "never": 0}
+        assert counts == dict.fromkeys(counts, 3) | once
+        assert len(coverage.addresses) == QUIET.count("\n") - 2  # every line but the empty and the last one
+
+
+@pytest.mark.parametrize("irqchip", [True, False])
+def test_hlt_behind_one_after_which_no_step_comes_halts(irqchip: bool) -> None:
+    pytest.importorskip("capstone")
+    with loaded("_start: cli; lfence; halt: hlt; never: nop; ud2", 64, irqchip=irqchip) as (machine, symbols):
+        with Coverage(machine) as coverage:
+            assert machine.run(SECONDS).end is End.HALTED
+        assert by_name(coverage, symbols) == {"_start": 1, "halt": 1, "never": 0}
+
+
+def test_without_capstone_all_that_steps_tell_of_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Disassembler, "available", property(lambda _: False))
+    with loaded(LOOP, 64) as (machine, symbols):
+        with Coverage(machine) as coverage:
+            assert machine.run(SECONDS) == ENDED_WELL
+        assert by_name(coverage, symbols)["work"] == 5
+        assert sum(coverage.counts.values()) == 1 + 5 * 3 + 5 * 4 + 1 + 2
+    with loaded("_start: cli; halt: hlt; never: nop", 64) as (machine, symbols):
+        with Coverage(machine) as coverage:
+            assert machine.run(SECONDS).end is End.HALTED
+        assert by_name(coverage, symbols) == {"_start": 1, "halt": 1, "never": 0}
+
+
+@every_mode
+def test_where_each_step_has_to_be_asked_for_the_counts_are_the_same(
+    bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stepping, "steps_go_on", lambda: False)
+    with loaded(LOOP, bits) as (machine, symbols):
+        with Coverage(machine) as coverage:
+            assert machine.run(SECONDS) == ENDED_WELL
+        assert by_name(coverage, symbols)["work"] == 5
+        assert sum(coverage.counts.values()) == 1 + 5 * 3 + 5 * 4 + 1 + 2
+
+
+class _Break(Exception):
+    """Raised by a signal handler in the midst of a run."""
+
+
+def test_what_a_signal_handler_raises_loses_no_step_and_counts_none_twice() -> None:
+    def raise_break(*_: object) -> None:
+        raise _Break
+
+    previous = signal.signal(signal.SIGVTALRM, raise_break)
+    try:
+        with loaded("_start: inc rbx; jmp _start", 64) as (machine, symbols), Coverage(machine) as coverage:
+            for attempt in range(30):
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0.004 + attempt * 0.0001)
+                with pytest.raises(_Break):
+                    machine.run(SECONDS)
+            assert machine.vcpus[0].regs.rbx > 1000
+            assert coverage.counts[symbols["_start"]] == machine.vcpus[0].regs.rbx
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, previous)
+
+
+STARTS_ANOTHER = """
+        .code64
+_start: mov ebx, 0xfee00000
+        mov dword ptr [rbx + 0xf0], 0x1ff     # software enable
+        mov esi, offset other                 # the trampoline goes where the SIPI says: vector 8, 0x8000
+        mov edi, 0x8000
+        mov ecx, offset end - other
+        rep movsb
+        mov dword ptr [rbx + 0x300], 0xc4500  # INIT to all but self
+        mov dword ptr [rbx + 0x300], 0xc4608  # SIPI
+wait:   cmp dword ptr [0x2000], 1
+        jne wait
+        mov al, 0
+        out 0xf4, al
+never:  nop
+        .code16
+other:  xor ax, ax
+        mov ds, ax
+        inc dword ptr [0x2000]
+        jmp stop
+middle: nop
+stop:   cli
+halt:   hlt
+end:
+"""
+
+
+def test_a_processor_that_the_guest_starts_itself_counts_from_its_first_instruction() -> None:
+    code, symbols = assemble_with_symbols(STARTS_ANOTHER, address=CODE, bits=64)
+    with Machine(vcpus=2) as machine:
+        machine.add(DebugExit())
+        machine.load(FlatImage(code, CODE, "long", stack=STACK))
+        with Coverage(machine) as coverage:
+            assert machine.run(SECONDS) == ENDED_WELL
+        counts = by_name(coverage, symbols)
+        assert (counts["_start"], counts["never"], counts["other"]) == (1, 0, 0)
+        assert counts["wait"] >= 1
+        copy = {name: coverage.counts.get(symbols[name] - symbols["other"] + 0x8000, 0) for name in ("other", "middle")}
+        assert copy == {"other": 1, "middle": 0}

@@ -152,7 +152,7 @@ class VcpuSteps:
             return
         if self._begun or self._perhaps:
             self._completed[self._at] += 1
-            self._completed.update(self._passage(self._at, pc).between)
+            self._completed.update(self._passage(self._at, pc, self._departure).between)
         self._begun = self._perhaps = False
         self._at = pc
 
@@ -160,7 +160,9 @@ class VcpuSteps:
         if self._on:
             self._debug.renew()
 
-    def _passage(self, at: int, there: int) -> Passage:
+    def _passage(self, at: int, there: int, departure: Departure | None) -> Passage:
+        if departure is not None and departure.target is not None:
+            return self._unreported.after_return(departure.target, there)
         pair = at, there
         if pair not in self._passages:
             self._passages[pair] = self._unreported.passage(at, there)
@@ -171,11 +173,9 @@ class VcpuSteps:
         unreported = self._unreported
         unreported.arrive()
         departure, self._departure = self._departure, None
-        if departure is not None and departure.target is not None:
-            passage = unreported.after_return(departure.target, there)
+        passage = self._passage(at, there, departure)
+        if departure is not None and departure.target is not None:  # it differs from time to time
             self._completed.update(passage.between)
-        else:
-            passage = self._passage(at, there)
         halted = unreported.halts(passage.last(at), there)
         if self._is_hidden():
             self._leave_unseen()

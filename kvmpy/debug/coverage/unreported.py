@@ -3,7 +3,8 @@
 A step is told after an instruction, by where the next one is. That leaves out:
 
 * the first instruction of a handler to which the processor goes by itself, for an interrupt or a fault: the step before
-  told of the instruction that was to come, and the next one tells of the second in the handler;
+  told of the instruction that was to come, and the next one tells of the second in the handler; likewise where a
+  processor starts that another one starts by SIPI;
 * the instruction behind one after which no step comes. On every processor these are those that load SS (SDM vol. 3,
   6.8.3); a KVM that runs ring 0 in its emulator does some others past it, such as LFENCE, SWAPGS and IRETQ.
 """
@@ -30,6 +31,7 @@ _DEPARTURES = (_IRETQ, b"\x0f\x07", b"\x48\x0f\x07", b"\x0f\x35", b"\x48\x0f\x35
 _LMA = int(Efer.LMA)
 _EXCEPTIONS, _REAL_MODE_EXCEPTIONS = 32, 8
 """Vectors below are exceptions (SDM vol. 3, 6.3); in real mode a PC has its IRQs from 8 on."""
+_RESET_VECTOR = 0xFFFF_FFF0
 _PAGE = 0x1000
 _MOST = 8
 """Instructions behind each other without a step."""
@@ -89,6 +91,8 @@ class Unreported:
     def passage(self, at: int, there: int) -> Passage:
         """The instruction at linear address `at` was to come, and the vCPU now stands at `there`."""
         self._known.add(at)
+        if at == _RESET_VECTOR and (way := self._way(self._vcpu.sregs.cs.base, there)) is not None:
+            return way._replace(skipped=True)  # a SIPI: the processor waited there, and began at offset 0 of its page
         flow = self._flow(at, self._bits_before or self._bits)
         if flow is None:
             if 0 < there - at <= LONGEST:
