@@ -190,6 +190,28 @@ def test_breakpoints_stop_while_steps_are_traced() -> None:
         assert machine.memory.read(0x1000, len(code)) == code
 
 
+def test_a_processor_that_the_guest_starts_is_traced_from_its_start_on() -> None:
+    source = """
+        mov edi, 0xfee00300
+        mov dword ptr [edi], 0x000c4500  # INIT to all others
+        mov dword ptr [edi], 0x000c4602  # SIPI: start at 0x2000
+    1:  cmp byte ptr [0x5000], 0; je 1b
+        cli; hlt
+    """
+    with Machine(memory=512 * KIB, vcpus=2) as machine:
+        machine.load(FlatImage(assemble(source, bits=32), mode="protected"))
+        other = assemble("xor ax, ax; mov ds, ax; mov byte ptr [0x5000], 1; cli; hlt", address=0x2000)
+        machine.memory.write(0x2000, other)
+        with machine.trace(steps=True) as trace:
+            assert machine.run(PATIENCE).end is End.HALTED
+        of_other = [event for event in trace.events if event.vcpu == 1 and event.kind in ("step", "other")]
+        assert [event.name for event in of_other][:1] == ["started by INIT and SIPI"]
+        values = [event.value for event in of_other[1:]]
+        program = [b"\x31\xc0", b"\x8e\xd8", b"\xc6\x06\x00\x50\x01", b"\xfa", b"\xf4"]
+        assert values
+        assert values == program[-len(values) :]  # its first instruction may go unseen
+
+
 # Ring 3
 
 

@@ -7,9 +7,10 @@ from threading import Event, get_ident
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kvmpy.abi.flags import KVM_MP_STATE_HALTED
+from kvmpy.abi.flags import KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED
 from kvmpy.debug.program_counter import linear_pc
 from kvmpy.debug.trace.ring3_steps import StepStub, StubbedVcpu, steps_come_out
+from kvmpy.errors import OverlapError
 from kvmpy.exits import Debug, Hlt, InternalError
 from kvmpy.x86.flags import Cr0
 from kvmpy.x86.register_text import code_bits
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["StepObserver"]
 
 _NO_STEPS = ("other", None, "no steps: ring 3 with an IDT of its own, on a host where it gets the trap")
+_STARTED = ("other", None, "started by INIT and SIPI")
 _STEP = 1 << 14
 """DR6.BS: a single step ended (SDM vol. 3, 18.2.3)."""
 _PATIENCE = 20
@@ -100,13 +102,18 @@ class StepObserver:
         sregs = runner.vcpu.sregs
         if sregs.ss.dpl != 3 or not sregs.cr0 & Cr0.PE or steps_come_out():
             return _KvmSteps(runner)
-        stub = self._stub if self._stub is not None else StepStub(self._machine)
-        if not sregs.cs.l or not stub.fits(runner.vcpu):
-            if stub is not self._stub:
-                stub.remove()
+        if not sregs.cs.l:
             return None
-        self._stub = stub
-        return StubbedVcpu(runner.vcpu, stub)
+        try:
+            stub = self._stub if self._stub is not None else StepStub(self._machine)
+        except OverlapError:  # a machine that is full of memory or devices
+            return None
+        if stub.fits(runner.vcpu):
+            self._stub = stub
+            return StubbedVcpu(runner.vcpu, stub)
+        if stub is not self._stub:
+            stub.remove()
+        return None
 
     def _stop(self, runner: VcpuRunner) -> None:
         self._stepped[runner.vcpu.id].stop()
@@ -214,6 +221,8 @@ class _SteppedVcpu:
         self._code = b""
         self._bits = 16
         self._registers: tuple[int, ...] = ()
+        self._waits = False
+        """Whether it has not been started yet, so that it is not known where it will be."""
         self._page: tuple[int, int, int] | None = None
         """Of the code: CR3, and a virtual and the physical address of the page."""
         self._frame: _Frame | None = None
@@ -224,6 +233,8 @@ class _SteppedVcpu:
         self.way = way
         way.start()
         self._look()
+        waiting = (KVM_MP_STATE_UNINITIALIZED, KVM_MP_STATE_INIT_RECEIVED)
+        self._waits = bool(self._vcpu.vm.irqchip) and self._vcpu.get_mp_state() in waiting
         self.on = True
 
     def stop(self) -> None:
@@ -243,8 +254,12 @@ class _SteppedVcpu:
         length = _prefixes(self._code, self._bits) + 1
         return self._code[length - 1 : length] == _HLT and self.way.address() == self._address + length
 
-    def completed(self) -> tuple[What, dict[str, int]]:
+    def completed(self) -> tuple[What, dict[str, int] | None]:
         """An instruction was executed: what it was, and the registers that it changed, RIP aside."""
+        if self._waits:
+            self._waits = False
+            self._look()
+            return _STARTED, None
         address, code, before = self._address, self._code, self._registers
         bits, frame = self._bits, self._frame
         if _clears_tf(code, bits):
