@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from bare_guest import guest, next_exit
 from crash_guests import GUESTS, crashed
 from gnu_toolchain import assemble, compile_c
 from kvmpy import KiB, Machine, MiB
@@ -122,6 +123,30 @@ def test_an_exit_that_nobody_handles_is_the_cause() -> None:
         report = CrashReport.capture(machine, Outcome(End.FAILED, "nobody handles it", exit=SetTpr(), vcpu=0))
     assert report.cause is not None
     assert report.cause.id == "exit-not-handled"
+
+
+def test_a_vcpu_without_a_machine_is_explained_too() -> None:
+    with guest("mov eax, 0x100; mov ds, eax; hlt", 32) as vcpu:
+        report = CrashReport.of_vcpu(vcpu, next_exit(vcpu))
+        assert report.cause is not None
+        assert report.cause.id == "gdt-not-loaded", str(report)
+        assert not report.unavailable
+        assert "0x00000000..0x7ffff RAM" in lines_of(report, "memory")
+    with guest("1: jmp 1b") as vcpu:
+        report = CrashReport.of_vcpu(vcpu, vcpu.run(timeout=0.05))
+        assert (report.end, report.cause.id if report.cause else "") == ("timeout", "endless-loop")
+        assert CrashReport.of_vcpu(vcpu).end == "still running"
+    with pytest.raises(ClosedError):
+        CrashReport.of_vcpu(vcpu)
+
+
+def test_breakpoints_of_the_debugger_are_not_taken_for_overwritten_code() -> None:
+    with loaded("1: jmp 1b", "long") as machine:
+        machine.breakpoint(0x1000, lambda vcpu, point: None, hardware=False)
+        assert machine.memory.read_u8(0x1000) != 0xEB
+        report = CrashReport.capture(machine, Outcome(End.TIMEOUT, vcpu=0))
+    assert report.cause is not None
+    assert report.cause.id == "endless-loop"
 
 
 KERNEL = """

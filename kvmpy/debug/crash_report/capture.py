@@ -16,11 +16,11 @@ from kvmpy.debug.crash_report.evidence import (
 )
 from kvmpy.debug.crash_report.memory_overlay import CopyOnWriteMemory
 from kvmpy.errors import ClosedError
+from kvmpy.exits import Exit, Hlt, Interrupted, Shutdown
 from kvmpy.x86.register_text import mode_text
 from kvmpy.x86.registers import CpuState
 
 if TYPE_CHECKING:
-    from kvmpy._exit import Exit
     from kvmpy.debug.symbols import LineTable, SymbolTable
     from kvmpy.kvm import Vcpu, Vm
     from kvmpy.machine import Machine, Outcome
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["gather", "is_after_reset"]
+__all__ = ["gather", "gather_vcpu", "is_after_reset"]
 
 _HALTED = 3  # KVM_MP_STATE_HALTED
 _TAIL = 2000
@@ -37,6 +37,8 @@ _TAIL = 2000
 _LARGEST_IMAGE = 8 << 20
 """Bytes: larger images are not loaded a second time to look for code that was overwritten."""
 _SHUTDOWN = "triple fault"
+_ENDS: dict[type[Exit], str] = {Shutdown: _SHUTDOWN, Hlt: "halted", Interrupted: "timeout"}
+"""What the exits of a bare vCPU are as the end of a run."""
 
 
 class _Notes:
@@ -87,7 +89,7 @@ def gather(
         exits = notes.take("recent exits", lambda: machine.recent_exits(machine.vcpus.index(vcpu)), nothing)
     return Evidence(
         state=state,
-        memory=CopyOnWriteMemory(machine.memory),
+        memory=notes.take("breakpoints", lambda: _without_breakpoints(machine), CopyOnWriteMemory(machine.memory)),
         end=end,
         message=outcome.message if outcome is not None else "",
         exit=outcome.exit if outcome is not None else None,
@@ -111,12 +113,31 @@ def gather(
         device_counters={device.name: dict(device.counters) for device in machine.devices if device.counters},
         consoles=notes.take("consoles", lambda: _consoles(machine), ()),
         others=tuple(_other(notes, other) for other in machine.vcpus if other is not vcpu),
-        memory_map=tuple(
-            (region.address, region.size, f"{region.name}{', read-only' if region.read_only else ''}")
-            for region in machine.memory.regions
-        ),
+        memory_map=_memory_map(machine.memory),
         symbols=symbols,
         lines=lines,
+        unavailable=notes.why,
+    )
+
+
+def gather_vcpu(vcpu: Vcpu, event: Exit | None, symbols: SymbolTable | None) -> Evidence:
+    """What there is to read of a vCPU without a machine around it, which stands."""
+    notes = _Notes()
+    state = vcpu.cpu_state()
+    end = _ENDS.get(type(event), "failed") if event is not None else "still running"
+    return Evidence(
+        state=state,
+        memory=CopyOnWriteMemory(vcpu.vm.memory),
+        end=end,
+        exit=event,
+        vcpu=vcpu.id,
+        registers_lost=end == _SHUTDOWN and is_after_reset(state),
+        recorded=notes.take("the recorded exception", lambda: _recorded(vcpu), None),
+        controllers=notes.take("interrupt controllers", lambda: _controllers(vcpu.vm, vcpu), None),
+        irqchip=vcpu.vm.irqchip,
+        halted=notes.take("the activity state", lambda: vcpu.get_mp_state() == _HALTED, False),
+        memory_map=_memory_map(vcpu.vm.memory),
+        symbols=symbols,
         unavailable=notes.why,
     )
 
@@ -125,6 +146,23 @@ def is_after_reset(state: CpuState) -> bool:
     """Whether these are the registers after power-on (SDM vol. 3, 9.1.4): nothing was executed since."""
     sregs = state.sregs
     return state.regs.rip == 0xFFF0 and sregs.cs.base == 0xFFFF_0000 and not sregs.cr0 & 1 and not sregs.efer
+
+
+def _memory_map(memory: GuestMemory) -> tuple[tuple[int, int, str], ...]:
+    return tuple(
+        (region.address, region.size, f"{region.name}{', read-only' if region.read_only else ''}")
+        for region in memory.regions
+    )
+
+
+def _without_breakpoints(machine: Machine) -> CopyOnWriteMemory:
+    """Guest memory with the bytes that a debugger has replaced put back."""
+    memory = CopyOnWriteMemory(machine.memory)
+    debugger = machine._debugger
+    for point in debugger.points if debugger is not None else ():
+        if debugger is not None and isinstance(physical := getattr(point, "physical", None), int):
+            memory.write(physical, debugger.read_memory(machine.vcpus[0], point.address, 1))
+    return memory
 
 
 def _recorded(vcpu: Vcpu) -> RecordedException | None:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kvmpy.debug.crash_report.capture import gather
+from kvmpy.debug.crash_report.capture import gather, gather_vcpu
 from kvmpy.debug.crash_report.case import Case
 from kvmpy.debug.crash_report.evidence import Evidence
 from kvmpy.debug.crash_report.findings import Finding, judge
@@ -18,6 +18,7 @@ from kvmpy.x86.registers import CpuState
 if TYPE_CHECKING:
     from kvmpy._exit import Exit
     from kvmpy.debug.symbols import LineTable, SymbolTable
+    from kvmpy.kvm import Vcpu
     from kvmpy.machine import Machine, Outcome
     from kvmpy.machine.recent_exits import DeviceAccess
 
@@ -66,6 +67,15 @@ class CrashReport:
         """
         with _standing(machine):
             return cls.of(gather(machine, outcome, symbols=symbols, lines=lines, exits=exits))
+
+    @classmethod
+    def of_vcpu(cls, vcpu: Vcpu, event: Exit | None = None, *, symbols: SymbolTable | None = None) -> CrashReport:
+        """The report about a bare vCPU that has come out of the guest with `event`, without a machine around it.
+
+        It knows less: not what was loaded, which devices there are, or which exits came before. Raises ClosedError for
+        a vCPU that is closed, VcpuBusyError while another thread runs it.
+        """
+        return cls.of(gather_vcpu(vcpu, event, symbols))
 
     @classmethod
     def of(cls, evidence: Evidence) -> CrashReport:
