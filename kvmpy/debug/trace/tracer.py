@@ -119,6 +119,8 @@ class Tracer:
         runners = self.machine.runners
         if any(runner.observer is not None for runner in runners):
             raise UsageError("this machine is traced already")
+        if self._steps is not None and any(runner.debug.traced for runner in runners):
+            raise UsageError("somebody else, such as coverage, takes the steps of this machine; end that first")
         if self.path is not None and self._format_name is not None:
             self._format = make_format(self._format_name, self.machine)
             self._file = TraceFile(self.path, self._format.end())

@@ -44,7 +44,7 @@ function buildPage() {
     number("reads", row => row.reads, value => value ? countText(value) : ""),
     number("writes", row => row.writes, value => value ? countText(value) : ""),
     number("events", row => row.count, countText),
-    number("time", row => row.duration, timeText),
+    number("time", row => row.duration, value => value ? timeText(value) : ""),
   ], 4, row => narrow(row.name.split(" ").pop()));
   const slow = makeTrace({...trace, first: trace.slowest, last: {time: []}, count: 0});
   const slowest = new SortedTable(find("slowest"), [

@@ -6,7 +6,7 @@ const PALETTE = [
   "#d0679a",
 ];
 const FIXED_COLOURS = {
-  nobody: "#7c8594", interrupted: "#b3bac6", irq: "#d98a00", hlt: "#8a8f98", shutdown: "#d03030", others: "#9a8c7c",
+  nobody: "#7c8594", interrupted: "#b3bac6", irq: "#0b7285", hlt: "#8a8f98", shutdown: "#d03030", others: "#9a8c7c",
 };
 
 function groupColours(subjects) {
