@@ -12,11 +12,12 @@ from bare_guest import guest, next_exit
 from crash_guests import GUESTS, crashed
 from gnu_toolchain import assemble, compile_c
 from kvmpy import KiB, Machine, MiB
-from kvmpy.boot import ElfImage, FlatImage
+from kvmpy.boot import ElfImage, FirmwareImage, FlatImage
 from kvmpy.debug.crash_report import CrashReport, replay
 from kvmpy.devices import DebugConsole, Uart16550
 from kvmpy.errors import ClosedError, UsageError
 from kvmpy.machine.outcome import End, Outcome
+from kvmpy.x86.modes import reset_vector
 
 PATIENCE = 20.0
 
@@ -184,6 +185,29 @@ def test_a_kernel_in_c_is_shown_with_its_symbols_and_source_lines() -> None:
     line = 1 + KERNEL[: KERNEL.index("/* here */")].count("\n")
     assert current["source"].endswith(f":{line}")
     assert "<_start" in lines_of(report, "stack")
+
+
+def test_registers_that_kvm_has_reset_are_noticed() -> None:
+    """What AMD-V's KVM does: after a shutdown the processor is as after power-on. Here the test does it."""
+    with crashed(named("divide_without_idt")) as (machine, outcome, _):
+        machine.vcpus[0].set_cpu_state(reset_vector())
+        report = CrashReport.capture(machine, outcome)
+        assert machine.entry is not None
+        assert report.state == machine.entry.state
+    assert report.registers_lost
+    assert [finding.id for finding in report.findings] == ["registers-lost"]
+    assert "replay" in str(report)
+    assert report.as_data()["registers_lost"] is True
+
+
+def test_a_firmware_that_shuts_down_at_the_reset_vector_has_lost_nothing() -> None:
+    with Machine(memory=1 * MiB, irqchip=False) as machine:
+        rom = bytearray(b"\xff" * 0x1000)
+        rom[-16:-13] = b"\x0f\x0b\x90"
+        machine.load(FirmwareImage(bytes(rom)))
+        report = CrashReport.capture(machine, Outcome(End.TRIPLE_FAULT, vcpu=0))
+    assert not report.registers_lost
+    assert report.state.regs.rip == 0xFFF0
 
 
 # Replays

@@ -255,6 +255,7 @@ def test_registers_that_kvm_has_reset() -> None:
     assert [finding.id for finding in report.findings] == ["registers-lost"]
     assert "replay" in report.findings[0].remedy
     assert "reset it" in report.summary
+    assert "these are the registers that the guest started with" in str(report)
 
 
 def test_an_instruction_that_kvm_cannot_emulate() -> None:

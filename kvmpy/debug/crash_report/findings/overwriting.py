@@ -17,7 +17,12 @@ _FRAME = 0x000F_FFFF_FFFF_F000
 def overwritten_code(case: Case) -> tuple[int, bytes, bytes] | None:
     """(physical address, bytes as loaded, bytes now) of the instruction at RIP, when they differ."""
     loaded, physical = case.evidence.loaded, case.physical(case.rip)
-    if loaded is None or physical is None or case.loaded_range(physical) in ("", "tables"):
+    if (
+        case.evidence.registers_lost
+        or loaded is None
+        or physical is None
+        or case.loaded_range(physical) in ("", "tables")
+    ):
         return None
     decoded = case.execution.decoded
     length = decoded.length if decoded is not None else 4

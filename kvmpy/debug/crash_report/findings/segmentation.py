@@ -62,6 +62,8 @@ def _data_segment_not_reloaded(case: Case) -> Suspicion | None:
     )
     if candidate is not None and candidate.values.get("limit") == 0xFFFF:
         return cause(f"{what}. {sentence(candidate.text)}")
+    if not {"ds", "es", "ss"} & set(stale):
+        return None  # few guests need FS and GS
     return remark(f"{what} although the processor is in protected mode")
 
 

@@ -18,6 +18,8 @@ def _fill(case: Case, contents: Contents) -> None:
     notes: dict[str, list[str]] = {}
     for name, text in remarkable(case):
         notes.setdefault(name, []).append(text)
+    if case.evidence.registers_lost:
+        contents.add("KVM has reset the processor; these are the registers that the guest started with:", mark=True)
     text = f"{general_registers_text(case.regs)}\n{system_registers_text(case.sregs)}"
     for line in text.split("\n"):
         about = notes.get(line.split(" ", 1)[0], [])
