@@ -202,7 +202,7 @@ def test_registers_that_kvm_has_reset_are_noticed() -> None:
 
 def test_a_firmware_that_shuts_down_at_the_reset_vector_has_lost_nothing() -> None:
     with Machine(memory=1 * MiB, irqchip=False) as machine:
-        rom = bytearray(b"\xff" * 0x1000)
+        rom = bytearray(b"\xff" * 0x1_0000)
         rom[-16:-13] = b"\x0f\x0b\x90"
         machine.load(FirmwareImage(bytes(rom)))
         report = CrashReport.capture(machine, Outcome(End.TRIPLE_FAULT, vcpu=0))
