@@ -437,6 +437,22 @@ def test_int3_of_the_guest_itself_is_its_own() -> None:
         assert {symbols[name] for name in ("mine", "back", "handler")} <= coverage.addresses
 
 
+def test_a_block_that_starts_with_an_instruction_done_in_software_goes_on() -> None:
+    # Where KVM runs ring 0 in its emulator it gives up on POPCNT, as it does on the breakpoint that was there before.
+    source = """
+    _start: mov ebx, 0x70
+            mov ecx, 2
+    count:  popcnt edx, ebx
+            dec ecx
+            jnz count
+            mov al, dl
+            out 0xf4, al
+    """
+    with flat(source, 64) as (machine, symbols), Coverage(machine, "breakpoints") as coverage:
+        assert machine.run(SECONDS).code == 7  # (3 << 1) | 1
+        assert symbols["count"] in coverage.addresses
+
+
 @every_mode
 def test_breakpoints_of_a_debugger_at_the_same_places_work(bits: int) -> None:
     with flat(BRANCHES, bits) as (machine, symbols):

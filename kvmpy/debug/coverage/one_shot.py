@@ -26,6 +26,8 @@ _DEBUG, _INTERNAL_ERROR = 4, 17  # KVM_EXIT_*
 _DETAIL = 32 // 4
 """Index in the run page of `debug.arch.exception` and of `internal.suberror`."""
 _PC = 40 // 8
+_FLAGS, _INSTRUCTION = 40 // 8, 49
+"""Of an emulation failure: index of its flags, bit 0 of which says that the instruction is there; and where."""
 _BP, _EMULATION = 3, 1
 _CONTEXT = 15
 """Bytes by which a copy of the program's code is recognized."""
@@ -65,8 +67,15 @@ class OneShotBreakpoints:
     def begin(self) -> None:
         """Set them, and have KVM_RUN of all vCPUs go through here."""
         software, vcpu = self._debugger.software, self._runners[0].vcpu
-        for place in self._waiting.values():
-            software.insert(vcpu, place.physical, real_mode=place.bits == 16)
+        inserted = []
+        try:
+            for place in self._waiting.values():
+                software.insert(vcpu, place.physical, real_mode=place.bits == 16)
+                inserted.append(place.physical)
+        except BaseException:
+            for physical in inserted:
+                software.remove(physical)
+            raise
         self._debugger.software_changed()
         for runner in self._runners:
             self._plain.append((runner.vcpu, runner.vcpu.enter))
@@ -107,11 +116,11 @@ class OneShotBreakpoints:
         if page.u32[_REASON] == _DEBUG:
             if page.u32[_DETAIL] != _BP:
                 return False
-            pc = page.u64[_PC]
+            pc, executed = page.u64[_PC], None
         else:
-            if page.u32[_DETAIL] != _EMULATION:
+            if page.u32[_DETAIL] != _EMULATION or not page.u64[_FLAGS] & 1:
                 return False
-            pc = linear_pc(vcpu)
+            pc, executed = linear_pc(vcpu), page.u8[_INSTRUCTION]
         physical = physical_address(vcpu, pc)
         if physical is None:
             return False
@@ -123,15 +132,18 @@ class OneShotBreakpoints:
             self.reached.add(place.address)
             software.remove(physical)
             return physical not in software  # else the debugger has one here, too
-        if physical in software:
+        byte = self._bytes[place.bits]
+        if physical in software or executed not in (None, byte):
             return False
         # Another vCPU was here first, and this one had fetched the instruction already; or it is the guest's own.
-        return self._memory.read(physical, 1)[0] != self._bytes[place.bits]
+        return self._memory.read(physical, 1)[0] != byte
 
     # Code that the guest has copied, such as the start of its other processors
 
     def _reached_copy(self, physical: int) -> bool:
         """Put right a copy of the code, and note what it is a copy of. False: it is none."""
+        if self._memory.region_at(physical) is None or self._memory.read(physical, 1)[0] not in self._bytes.values():
+            return False  # an instruction that KVM cannot emulate, of which a guest may have many
         for distance in self._copies:
             place = self._places.get(physical - distance)
             if place is not None and self._mend(physical, place):
