@@ -1,0 +1,70 @@
+"""What a trace of 1,000,000 events costs: to write, in each format, and to open. No test; prints a table.
+
+    PYTHONPATH=tests:. python tests/trace_figures.py [EVENTS]
+
+Writing is all that happens after a run loop has told the tracer, with the telling. Opening is json.load for Perfetto's
+file, json.loads line by line, and for the page the time that its script takes in headless Chromium.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from headless_browser import Page, explore
+from kvmpy.debug.trace import Tracer, tracer
+from traced_machine import fake_machine, notes
+
+
+def written(path: Path | None, events: int) -> float:
+    """Microseconds of processor time for each event."""
+    plan = notes(6_000)
+    # Times are made up here, and pass quicker than the clock.
+    tracer._EVERY = 10**18
+    with Tracer(fake_machine(), path) as trace:
+        start = time.perf_counter_ns()
+        began = time.thread_time()
+        for number in range(events):
+            vcpu, entered, left, handled, what, value = plan[number % len(plan)]
+            now = start + number * 10_000
+            trace.note(vcpu, now, now + left - entered, now + handled - entered, what, value)
+        trace.close()
+        return (time.thread_time() - began) / events * 1e6
+
+
+def opened(path: Path) -> str:
+    """How long it takes to open the file."""
+    began = time.process_time()
+    if path.suffix == ".json":
+        with path.open() as file:
+            count = len(json.load(file)["traceEvents"])
+        return f"{time.process_time() - began:.2f} s, {count:,} events of the format"
+    if path.suffix == ".jsonl":
+        with path.open() as file:
+            for line in file:
+                json.loads(line)
+        return f"{time.process_time() - began:.2f} s"
+    if path.suffix == ".html":
+        document = explore({"trace": Page(path.read_text("utf-8"), {})})["trace", ""]
+        return f"{document.attributes['body']['data-built']} ms in the page"
+    return ""
+
+
+def main() -> None:
+    events = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
+    print(f"{events:,} events: us each to write; MB; to open")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("", "trace.txt", "trace.jsonl", "trace.json", "trace.html"):
+            path = Path(folder) / name if name else None
+            cost = written(path, events)
+            if path is None:
+                print(f"{'in memory':<12} {cost:6.2f}")
+            else:
+                print(f"{name:<12} {cost:6.2f} {path.stat().st_size / 1e6:8.1f}  {opened(path)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
