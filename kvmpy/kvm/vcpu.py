@@ -45,9 +45,13 @@ _REASON = EXIT_REASON // 4
 _ANSWERED = (3, 29, 30)  # KVM_EXIT_HYPERCALL, X86_RDMSR, X86_WRMSR
 
 _UNSEEN_BY_REGISTERS = frozenset(
-    ("KVM_SET_CPUID", "KVM_SET_CPUID2", "KVM_GET_CPUID2", "KVM_SET_SIGNAL_MASK", "KVM_ENABLE_CAP")
-)
-"""Ioctls that may go ahead of dirty registers; CPUID must: it decides which CR4 bits KVM_SET_SREGS takes."""
+    (
+        "KVM_SET_CPUID", "KVM_SET_CPUID2", "KVM_GET_CPUID2", "KVM_SET_SIGNAL_MASK", "KVM_ENABLE_CAP",
+        "KVM_GET_XSAVE", "KVM_GET_XSAVE2", "KVM_SET_XSAVE", "KVM_GET_XCRS",
+    )
+)  # fmt: skip
+"""Ioctls that may go ahead of dirty registers, and change none of them; CPUID must: it decides which CR4 bits
+KVM_SET_SREGS takes."""
 
 _CHANGE_REGISTERS = frozenset(("KVM_RUN", "KVM_INTERRUPT", "KVM_GET_MP_STATE"))
 """Ioctls besides KVM_SET_* that change registers: the last two queue an interrupt, or act on a pending INIT or SIPI."""

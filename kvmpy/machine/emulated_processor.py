@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvmpy.errors import KvmError
 from kvmpy.exits import InternalError
+from kvmpy.machine.xsave_area import XsaveArea
 from kvmpy.machine.xsave_layout import xsave_layout
 from kvmpy.x86.emulator import GuestException, SoftwareInterrupt, TruncatedInstruction, UnknownInstruction, perform
 from kvmpy.x86.emulator.extended_state import ExtendedState
@@ -22,6 +23,7 @@ from kvmpy.x86.page_walk import Access
 
 if TYPE_CHECKING:
     from kvmpy.kvm import Vcpu
+    from kvmpy.kvm.live_registers import LiveSystemRegisters
     from kvmpy.machine.bus import Bus
     from kvmpy.machine.run_control import RunControl
 
@@ -33,22 +35,51 @@ _PAGE = 0x1000
 _RIP = 16
 
 
+class _ReadOnce:
+    """A vCPU's system registers while it stands: each is read from it once, which takes a microsecond or two."""
+
+    def __init__(self, live: LiveSystemRegisters) -> None:
+        self.__dict__["_live"] = live
+
+    def __getattr__(self, name: str) -> object:  # asked only for what is not there yet
+        value = self.__dict__[name] = getattr(self._live, name)
+        return value
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self._live, name, value)
+        self.__dict__[name] = value
+
+    _live: LiveSystemRegisters
+
+
 class EmulatedProcessor:
     """A vCPU that stands, as `kvmpy.x86.emulator.processor.Processor`."""
 
-    def __init__(self, vcpu: Vcpu, control: RunControl, devices: Bus) -> None:
+    def __init__(self, vcpu: Vcpu, control: RunControl, devices: Bus, xsave: XsaveArea | None = None) -> None:
         self._vcpu = vcpu
         self._control = control
+        self._xsave = xsave
+        self._devices = devices
         self.general = vcpu.regs.values()
-        sregs: Any = vcpu.sregs  # live, with the attributes of SystemRegisters
+        sregs: Any = _ReadOnce(vcpu.sregs)  # with the attributes of SystemRegisters
         self.sregs = sregs
-        self.memory = LinearMemory(vcpu.vm.memory, sregs, self.general, devices)
+        self._memory: LinearMemory | None = None
         self._extended: ExtendedState | None = None
+
+    @property
+    def memory(self) -> LinearMemory:
+        """Memory by linear address; RAM and devices."""
+        if self._memory is None:
+            self._memory = LinearMemory(self._vcpu.vm.memory, self.sregs, self.general, self._devices)
+        return self._memory
 
     def extended_state(self) -> ExtendedState:
         """x87, SSE, AVX ... state; changes are written back by `write_back`."""
         if self._extended is None:
-            self._extended = ExtendedState(self._vcpu.get_xsave(), xsave_layout())
+            if self._xsave is None:
+                self._xsave = XsaveArea(self._vcpu)
+            self._xsave.load()
+            self._extended = ExtendedState(self._xsave.data, xsave_layout())
         return self._extended
 
     def read_msr(self, index: int) -> int | None:
@@ -74,6 +105,7 @@ class EmulatedProcessor:
     def flush_translations(self) -> None:
         """INVPCID: writing CR3 again makes KVM forget its translations."""
         self.sregs.cr3 = self.sregs.cr3
+        self._memory = None
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -88,8 +120,8 @@ class EmulatedProcessor:
     def write_back(self) -> None:
         """Give the vCPU what the instruction changed."""
         self._vcpu.regs.assign_values(self.general)
-        if self._extended is not None and self._extended.changed:
-            self._vcpu.set_xsave(bytes(self._extended.area))
+        if self._xsave is not None and self._extended is not None and self._extended.changed:
+            self._xsave.store()
 
 
 class InstructionCompletion:
@@ -99,6 +131,7 @@ class InstructionCompletion:
         self._vcpu = vcpu
         self._control = control
         self._devices = devices
+        self._xsave = XsaveArea(vcpu)
         self.counts: Counter[str] = Counter()
 
     def complete(self, failure: InternalError) -> bool:
@@ -106,7 +139,7 @@ class InstructionCompletion:
         if failure.suberror != 1 or not failure.instruction:
             return False
         vcpu = self._vcpu
-        cpu = EmulatedProcessor(vcpu, self._control, self._devices)
+        cpu = EmulatedProcessor(vcpu, self._control, self._devices, self._xsave)
         cs = cpu.sregs.cs
         bits = 64 if cs.l else 32 if cs.db else 16
         rip = cpu.general[_RIP]

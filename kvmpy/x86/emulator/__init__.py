@@ -7,7 +7,16 @@ instruction (`kvmpy.x86.emulator.table`); it is no second emulator: what KVM can
 
 from __future__ import annotations
 
-from kvmpy.x86.emulator import bit_manipulation, locked, software_interrupts, system, x87_control, xsave
+from kvmpy.x86.emulator import (
+    bit_manipulation,
+    locked,
+    software_interrupts,
+    system,
+    x87_control,
+    x87_environment,
+    x87_moves,
+    xsave,
+)
 from kvmpy.x86.emulator.guest_exception import GuestException, SoftwareInterrupt
 from kvmpy.x86.emulator.instruction import TruncatedInstruction
 from kvmpy.x86.emulator.processor import RFLAGS, RIP, Operands, Processor
@@ -18,7 +27,7 @@ __all__ = [
     "UnknownInstruction", "decode", "perform",
 ]  # fmt: skip
 
-_FAMILIES = (bit_manipulation, locked, software_interrupts, system, x87_control, xsave)
+_FAMILIES = (bit_manipulation, locked, software_interrupts, system, x87_control, x87_environment, x87_moves, xsave)
 """The modules whose rows make the table."""
 
 _UD = 6

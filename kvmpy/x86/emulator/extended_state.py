@@ -5,15 +5,20 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
-__all__ = ["AVX", "SSE", "X87", "ExtendedState"]
+__all__ = ["AVX", "SSE", "X87", "ExtendedState", "Layout"]
 
+FCW, FSW, FTW, FOP, FIP, FDP = 0, 2, 4, 6, 8, 16
 MXCSR, MXCSR_MASK, ST, XMM = 24, 28, 32, 160
 XSTATE_BV, XCOMP_BV, HEADER_END = 512, 520, 576
 _XMM_END = 416
 X87, SSE, AVX = 1, 2, 4
+_AVX, _ZMM_HI256 = 2, 6
+"""Numbers of components: the upper halves of YMM0 to YMM15, and of ZMM0 to ZMM15."""
 
 _X87_INITIAL = struct.pack("<HHBBHQQ", 0x37F, 0, 0, 0, 0, 0, 0)
 _MXCSR_INITIAL = 0x1F80
+_EXCEPTIONS, _ES, _BUSY = 0x3F, 0x80, 0x8000
+_HALF = (1 << 128) - 1
 
 Layout = Mapping[int, tuple[int, int, bool]]
 """Component -> (offset in the standard format, size, whether it is aligned to 64 bytes in the compacted format)."""
@@ -23,7 +28,7 @@ AVX_ONLY: Layout = {2: (0x240, 0x100, False)}
 
 
 class ExtendedState:
-    """The area of KVM_GET_XSAVE as registers. `changed` says that it has to go back.
+    """The area of KVM_GET_XSAVE as registers, changed in place. `changed` says that it has to go back.
 
     A component whose bit in XSTATE_BV is clear is in its initial state, whatever the area holds; to read or to change
     one, it is put there first.
@@ -31,8 +36,8 @@ class ExtendedState:
 
     __slots__ = ("area", "changed", "layout")
 
-    def __init__(self, area: bytes, layout: Layout = AVX_ONLY) -> None:
-        self.area = bytearray(area)
+    def __init__(self, area: bytearray | memoryview, layout: Layout = AVX_ONLY) -> None:
+        self.area = area
         self.layout = layout
         self.changed = False
 
@@ -43,6 +48,7 @@ class ExtendedState:
 
     def _set_in_use(self, value: int) -> None:
         self.area[XSTATE_BV : XSTATE_BV + 8] = value.to_bytes(8, "little")
+        self.changed = True
 
     def need(self, mask: int) -> None:
         """Have a component (X87, SSE, AVX) in the area with the values that the processor has for it."""
@@ -62,7 +68,8 @@ class ExtendedState:
             self.area[MXCSR : MXCSR + 4] = mxcsr.to_bytes(4, "little")
         self._set_in_use(present | mask)
 
-    # MXCSR belongs to SSE and to AVX: it is in the area when either is.
+    # MXCSR belongs to SSE and to AVX: it is in the area when either is. But a host that keeps registers in the
+    # compacted format takes it for SSE's alone, so whatever is not the initial value makes SSE in use.
 
     @property
     def current_mxcsr(self) -> int:
@@ -99,12 +106,7 @@ class ExtendedState:
         self.area[offset : offset + size] = value.to_bytes(size, "little")
         self.changed = True
 
-    # Whole components
-
-    def component(self, mask: int) -> bytearray:
-        """The legacy region with x87 or SSE state in it."""
-        self.need(mask)
-        return self.area
+    # Whole components, for XSAVE and XRSTOR
 
     def extended(self, component: int, size: int) -> bytes:
         """An extended component, zeros when it is in its initial state."""
@@ -114,26 +116,31 @@ class ExtendedState:
         return bytes(self.area[offset : offset + size])
 
     def set_extended(self, component: int, data: bytes | None) -> None:
-        """Load an extended component; None is its initial state."""
+        """Load an extended component, or its first bytes; None is its initial state."""
         mxcsr = self.current_mxcsr
         present = self.in_use & ~(1 << component)
         if data is not None:
             offset, size, _ = self.layout[component]
-            self.area[offset : offset + size] = data
+            if len(data) < size and not self.in_use >> component & 1:
+                self.area[offset : offset + size] = bytes(size)
+            self.area[offset : offset + len(data)] = data
             present |= 1 << component
         self._set_in_use(present)
-        self.changed = True
         self.current_mxcsr = mxcsr
 
     def restore_x87(self, legacy: bytes | None) -> None:
-        """Load x87 state from a legacy region; None is its initial state."""
-        if legacy is not None:
-            self.area[:MXCSR] = legacy[:MXCSR]
-            self.area[ST:XMM] = legacy[ST:XMM]
-            self._set_in_use(self.in_use | X87)
-        else:
+        """Load x87 state from a legacy region, as the processor takes it; None is its initial state."""
+        if legacy is None:
             self._set_in_use(self.in_use & ~X87)
-        self.changed = True
+            return
+        self.area[:MXCSR] = legacy[:MXCSR]
+        for at in range(ST, XMM, 16):
+            self.area[at : at + 10] = legacy[at : at + 10]
+        self._set_in_use(self.in_use | X87)
+        self.put(FCW, self.get(FCW, 2) & 0x1F3F | 0x40, 2)
+        self.area[FTW + 1] = 0
+        self.put(FOP, self.get(FOP, 2) & 0x7FF, 2)
+        self.set_status(self.get(FSW, 2))
 
     def restore_xmm(self, legacy: bytes | None, count: int) -> None:
         """Load XMM registers from a legacy region; None are zeros."""
@@ -142,25 +149,51 @@ class ExtendedState:
         self.area[XMM:end] = legacy[XMM:end] if legacy is not None else bytes(end - XMM)
         self.changed = True
 
-    # Registers
+    # x87 status
+
+    def set_status(self, status: int) -> None:
+        """Write FSW; ES and B say whether an exception is pending that FCW does not mask (SDM vol. 1, 8.1.3.3)."""
+        status &= ~(_ES | _BUSY)
+        if status & ~self.get(FCW, 2) & _EXCEPTIONS:
+            status |= _ES | _BUSY
+        self.put(FSW, status, 2)
+
+    # Vector registers
 
     def xmm(self, number: int) -> int:
         """XMM0 to XMM15 as a number of 128 bits."""
         self.need(SSE)
-        return self.get(XMM + 16 * number, 16)
+        at = XMM + 16 * number
+        return int.from_bytes(self.area[at : at + 16], "little")
 
     def set_xmm(self, number: int, value: int) -> None:
-        """Write an XMM register; the upper half of its YMM register stays (legacy SSE encodings)."""
+        """Write an XMM register; what is above it in its YMM register stays (legacy SSE encodings)."""
         self.need(SSE)
-        self.put(XMM + 16 * number, value, 16)
+        at = XMM + 16 * number
+        self.area[at : at + 16] = value.to_bytes(16, "little")
+        self.changed = True
 
     def ymm(self, number: int) -> int:
         """YMM0 to YMM15 as a number of 256 bits."""
-        self.need(AVX)
-        return self.xmm(number) | self.get(self.layout[2][0] + 16 * number, 16) << 128
+        low = self.xmm(number)
+        if not self.in_use & AVX:
+            return low
+        return low | self.get(self.layout[_AVX][0] + 16 * number, 16) << 128
 
-    def set_ymm(self, number: int, value: int) -> None:
-        """Write a YMM register."""
-        self.need(AVX)
-        self.set_xmm(number, value & (1 << 128) - 1)
-        self.put(self.layout[2][0] + 16 * number, value >> 128, 16)
+    def set_vector(self, number: int, value: int) -> None:
+        """Write a whole vector register, as VEX encodings do: what is above 256 bits becomes zero, too."""
+        self.set_xmm(number, value & _HALF)
+        high = value >> 128
+        if high or self.in_use & AVX:
+            self.need(AVX)
+            self.put(self.layout[_AVX][0] + 16 * number, high, 16)
+        self._clear_above_256(number)
+
+    def _clear_above_256(self, number: int) -> None:
+        if self.in_use >> _ZMM_HI256 & 1:
+            self.put(self.layout[_ZMM_HI256][0] + 32 * number, 0, 32)
+
+    def clear_vectors(self, count: int, *, upper_only: bool) -> None:
+        """VZEROUPPER, or VZEROALL, of the first `count` registers."""
+        for number in range(count):
+            self.set_vector(number, self.xmm(number) if upper_only else 0)

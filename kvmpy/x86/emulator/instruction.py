@@ -49,8 +49,8 @@ class Instruction:
     """
 
     __slots__ = (
-        "address_size", "bits", "encoding", "has_66", "immediate", "length", "lock", "map", "memory", "mod", "opcode",
-        "opcode_at", "operand_size", "prefix", "reg", "rex", "rm", "segment", "vector_256", "vvvv", "w",
+        "address_size", "bits", "encoding", "has_66", "immediate", "length", "lock", "map", "memory", "mod", "modrm",
+        "opcode", "opcode_at", "operand_size", "prefix", "reg", "rex", "rm", "segment", "vector_256", "vvvv", "w",
     )  # fmt: skip
 
     def __init__(self, bits: int) -> None:
@@ -70,6 +70,8 @@ class Instruction:
         self.vector_256 = False
         self.operand_size = 2 if bits == 16 else 4
         self.address_size = bits // 8
+        self.modrm = 0
+        """The byte."""
         self.mod = 3
         self.reg = 0
         self.rm = 0
@@ -166,7 +168,7 @@ def decode_operands(it: Instruction, code: bytes, *, modrm: bool, immediate: int
 
 
 def _modrm(it: Instruction, code: bytes, at: int) -> int:
-    modrm = code[at]
+    it.modrm = modrm = code[at]
     at += 1
     it.mod = modrm >> 6
     it.reg = modrm >> 3 & 7 | (8 if it.rex & 4 else 0)

@@ -21,6 +21,9 @@ __all__ = ["DeviceMemory", "LinearMemory"]
 _PAGE = 0x1000
 _P, _RW, _US, _A, _D, _PS, _XD = 1, 2, 4, 0x20, 0x40, 0x80, 1 << 63
 _FRAME = 0x000F_FFFF_FFFF_F000
+_PE, _WP, _PG = int(Cr0.PE), int(Cr0.WP), int(Cr0.PG)  # plain numbers: an operation on flags makes an object
+_SMAP, _LA57 = int(Cr4.SMAP), int(Cr4.LA57)
+_LMA, _NXE = int(Efer.LMA), int(Efer.NXE)
 _RESERVED = 0x000F_0000_0000_0000  # what no processor of today has as address bits; the long way knows exactly
 
 
@@ -43,10 +46,8 @@ class LinearMemory:
         self._devices = devices
         self._cr0, self._cr4, self._efer = sregs.cr0, sregs.cr4, sregs.efer
         self._cr3 = sregs.cr3
-        self._user = bool(sregs.cr0 & Cr0.PE) and sregs.ss.dpl == 3
-        self._short = bool(
-            self._cr0 & Cr0.PG and self._efer & Efer.LMA and self._efer & Efer.NXE and not self._cr4 & Cr4.LA57
-        )
+        self._user = bool(sregs.cr0 & _PE) and sregs.ss.dpl == 3
+        self._short = bool(self._cr0 & _PG and self._efer & _LMA and self._efer & _NXE and not self._cr4 & _LA57)
 
     def read(self, address: int, size: int, *, implicit: bool = False) -> bytes:
         """`size` bytes at a linear address; they may cross pages. Raises GuestException."""
@@ -75,7 +76,7 @@ class LinearMemory:
 
     def translate(self, address: int, access: Access, *, implicit: bool = False) -> int:
         """The guest-physical address, with the accessed and dirty bits set in the tables. Raises GuestException."""
-        if not self._cr0 & Cr0.PG:
+        if not self._cr0 & _PG:
             return address
         if self._short and access is not Access.FETCH:
             physical = self._translate_4_level(address, access is Access.WRITE, self._user and not implicit)
@@ -115,9 +116,9 @@ class LinearMemory:
     def _permits(self, rights: int, write: bool, user: bool) -> bool:
         if user:
             return bool(rights & _US and (rights & _RW or not write))
-        if rights & _US and self._cr4 & Cr4.SMAP:
+        if rights & _US and self._cr4 & _SMAP:
             return False  # perhaps RFLAGS.AC allows it: the long way knows
-        return bool(rights & _RW or not write or not self._cr0 & Cr0.WP)
+        return bool(rights & _RW or not write or not self._cr0 & _WP)
 
     def _translate_long_way(self, address: int, access: Access, implicit: bool) -> int:
         walked = walk(self._physical, self._sregs, address)

@@ -29,7 +29,10 @@ class Processor(Protocol):
     """RAX, RBX, RCX, RDX, RSI, RDI, RSP, RBP, R8 to R15, RIP, RFLAGS, in the order of GENERAL_REGISTERS; changed in
     place, written back by who owns the processor when the instruction is complete."""
     sregs: SystemRegisters
-    memory: LinearMemory
+
+    @property
+    def memory(self) -> LinearMemory:
+        """Memory by linear address."""
 
     def extended_state(self) -> ExtendedState:
         """x87, SSE, AVX ... state; changes are written back."""

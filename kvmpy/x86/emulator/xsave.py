@@ -1,4 +1,9 @@
-"""XSAVE, XSAVEOPT, XSAVEC, XSAVES, XRSTOR, XRSTORS (SDM vol. 1, 13.7 to 13.13)."""
+"""XSAVE, XSAVEOPT, XSAVEC, XSAVES, XRSTOR, XRSTORS (SDM vol. 1, 13.7 to 13.13).
+
+Nothing is written where a component is not saved: what is reserved, and what is not asked for, stays as it is.
+XSAVEOPT and its sisters never leave out a component because the program has not changed it since the last XRSTOR; they
+may (13.9), but need not.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ from kvmpy.x86.emulator.extended_state import (
     SSE,
     ST,
     X87,
+    XCOMP_BV,
     XMM,
     XSTATE_BV,
     ExtendedState,
@@ -20,93 +26,135 @@ from kvmpy.x86.flags import Cr0, Cr4
 
 _UD, _NM, _GP = 6, 7, 13
 _RAX, _RDX = 0, 2
+_TS, _OSXSAVE = int(Cr0.TS), int(Cr4.OSXSAVE)
 _COMPACTED = 1 << 63
 _IA32_XSS = 0xDA0
-_FIRST_EXTENDED = 2
-_LAST = 63
 _MXCSR_DEFAULT = 0x1F80
+_FIP, _FDP = 8, 16
+_IN_EVERY_MODE = {2: 0x80, 6: 0x100, 7: 0}
+"""Bytes of AVX, ZMM_Hi256, Hi16_ZMM outside 64-bit mode, which has only eight registers (SDM vol. 1, 13.5)."""
+
+Pieces = list[tuple[int, bytes]]
+"""What to write at which offset of the area, in ascending order."""
 
 
-def _requested(op: Operands, *, supervisor: bool) -> int:
-    """RFBM: what EDX:EAX ask for of what XCR0 (and IA32_XSS) enable. Raises what every instruction here raises."""
-    sregs = op.cpu.sregs
-    if not sregs.cr4 & Cr4.OSXSAVE:
-        raise GuestException.of(_UD)
-    if sregs.cr0 & Cr0.TS:
-        raise GuestException.of(_NM)
-    if supervisor and op.cpl:
-        raise GuestException.of(_GP, 0)
-    if op.address() % 64:
-        raise GuestException.of(_GP, 0)
-    enabled = op.cpu.xcr0()
-    if supervisor:
-        enabled |= op.cpu.read_msr(_IA32_XSS) or 0
-    return enabled & (op.register(_RDX, 4) << 32 | op.register(_RAX, 4))
+class _Request:
+    """What every instruction here begins with: checks, the address, and RFBM."""
 
+    __slots__ = ("address", "components", "enabled", "op", "state")
 
-def _extended_components(mask: int) -> list[int]:
-    return [component for component in range(_FIRST_EXTENDED, _LAST) if mask >> component & 1]
+    def __init__(self, op: Operands, *, supervisor: bool) -> None:
+        sregs = op.cpu.sregs
+        if not sregs.cr4 & _OSXSAVE:
+            raise GuestException.of(_UD)
+        if sregs.cr0 & _TS:
+            raise GuestException.of(_NM)
+        if supervisor and op.cpl:
+            raise GuestException.of(_GP, 0)
+        self.address = op.address()
+        if self.address % 64:
+            raise GuestException.of(_GP, 0)
+        self.op = op
+        self.state = op.cpu.extended_state()
+        # No supervisor component is in the area that KVM gives: where it offers one, it runs XSAVES natively.
+        self.enabled = op.cpu.xcr0() & (3 | sum(1 << component for component in self.state.layout))
+        self.components = self.enabled & (op.register(_RDX, 4) << 32 | op.register(_RAX, 4))
+
+    def extended(self, mask: int) -> list[tuple[int, int]]:
+        """The extended components of `mask`: number, and how many bytes of it this mode has."""
+        layout, short = self.state.layout, self.op.it.bits != 64
+        return [
+            (component, _IN_EVERY_MODE.get(component, size) if short else size)
+            for component, (_, size, _) in layout.items()
+            if mask >> component & 1
+        ]
+
+    @property
+    def vector_registers(self) -> int:
+        """How many XMM registers the mode has."""
+        return 16 if self.op.it.bits == 64 else 8
 
 
 def _compacted_offsets(state: ExtendedState, mask: int) -> dict[int, int]:
     """Where each extended component of `mask` is in a compacted area (SDM vol. 1, 13.4.3)."""
     offsets, at = {}, HEADER_END
-    for component in _extended_components(mask):
-        _, size, aligned = state.layout[component]
-        if aligned:
-            at = -(-at // 64) * 64
-        offsets[component] = at
-        at += size
+    for component, (_, size, aligned) in sorted(state.layout.items()):
+        if mask >> component & 1:
+            if aligned:
+                at = -(-at // 64) * 64
+            offsets[component] = at
+            at += size
     return offsets
 
 
-def _in_use(state: ExtendedState) -> int:
-    """XINUSE; SSE counts when MXCSR is not as after reset (SDM vol. 1, 13.6)."""
-    used = state.in_use
-    if not used & SSE and state.current_mxcsr != _MXCSR_DEFAULT:
-        used |= SSE
-    return used
+def _narrow_pointers(legacy: bytearray) -> bytearray:
+    """FIP and FDP with 32 bits, and selectors, which processors have long given up: without REX.W (13.5.1)."""
+    for at in (_FIP, _FDP):
+        legacy[at + 4 : at + 8] = bytes(4)
+    return legacy
 
 
-def _save_legacy(op: Operands, state: ExtendedState, components: int, mxcsr: bool) -> None:
-    """x87 and SSE state of those `components`, in the legacy region."""
-    memory, address = op.cpu.memory, op.address()
+def _legacy_pieces(request: _Request, components: int, mxcsr: bool) -> Pieces:
+    """x87 and SSE state of those `components`, for the legacy region."""
+    state, pieces = request.state, []
     if components & X87:
-        memory.write(address, bytes(state.component(X87)[:MXCSR]))
-        memory.write(address + ST, bytes(state.component(X87)[ST:XMM]))
+        state.need(X87)
+        head = bytearray(state.area[:MXCSR])
+        pieces.append((0, bytes(head if request.op.it.w else _narrow_pointers(head))))
     if mxcsr:
-        memory.write(address + MXCSR, state.current_mxcsr.to_bytes(4, "little") + state.mxcsr_mask)
+        pieces.append((MXCSR, state.current_mxcsr.to_bytes(4, "little") + state.mxcsr_mask))
+    if components & X87:
+        pieces.append((ST, bytes(state.area[ST:XMM])))
     if components & SSE:
-        memory.write(address + XMM, bytes(state.component(SSE)[XMM : XMM + 16 * (16 if op.it.bits == 64 else 8)]))
+        state.need(SSE)
+        pieces.append((XMM, bytes(state.area[XMM : XMM + 16 * request.vector_registers])))
+    return pieces
+
+
+def _write(request: _Request, pieces: Pieces) -> None:
+    """Write the pieces, joined where they touch: all of them, or a page fault and none."""
+    joined: list[tuple[int, bytearray]] = []
+    for offset, data in pieces:
+        if joined and joined[-1][0] + len(joined[-1][1]) == offset:
+            joined[-1][1].extend(data)
+        else:
+            joined.append((offset, bytearray(data)))
+    memory, address = request.op.cpu.memory, request.address
+    end = pieces[-1][0] + len(pieces[-1][1])
+    if address % 0x1000 + end > 0x1000:
+        memory.check_writable(address, end)
+    for offset, run in joined:
+        memory.write(address + offset, bytes(run))
 
 
 def _save_standard(op: Operands, *, only_in_use: bool) -> None:
-    requested = _requested(op, supervisor=False)
-    state = op.cpu.extended_state()
-    memory, address = op.cpu.memory, op.address()
-    used = _in_use(state)
-    before = int.from_bytes(memory.read(address + XSTATE_BV, 8), "little")
-    memory.check_writable(address, HEADER_END)
-    wanted = requested & used if only_in_use else requested
-    _save_legacy(op, state, wanted, bool(requested & (SSE | AVX)))
-    for component in _extended_components(wanted):
-        offset, size, _ = state.layout[component]
-        memory.write(address + offset, state.extended(component, size))
-    memory.write(address + XSTATE_BV, (before & ~requested | requested & used).to_bytes(8, "little"))
+    request = _Request(op, supervisor=False)
+    state, asked = request.state, request.components
+    used = state.in_use
+    before = int.from_bytes(op.cpu.memory.read(request.address + XSTATE_BV, 8), "little")
+    wanted = asked & used if only_in_use else asked
+    pieces = _legacy_pieces(request, wanted, bool(asked & (SSE | AVX)))
+    pieces.append((XSTATE_BV, (before & ~asked | asked & used).to_bytes(8, "little")))
+    for component, size in request.extended(wanted):
+        if size:
+            pieces.append((state.layout[component][0], state.extended(component, size)))
+    _write(request, pieces)
 
 
 def _save_compacted(op: Operands, *, supervisor: bool) -> None:
-    requested = _requested(op, supervisor=supervisor)
-    state = op.cpu.extended_state()
-    memory, address = op.cpu.memory, op.address()
-    wanted = requested & _in_use(state)
-    memory.check_writable(address, HEADER_END)
-    _save_legacy(op, state, wanted, bool(wanted & SSE))
-    offsets = _compacted_offsets(state, requested)
-    for component in _extended_components(wanted):
-        memory.write(address + offsets[component], state.extended(component, state.layout[component][1]))
-    header = wanted.to_bytes(8, "little") + (requested | _COMPACTED).to_bytes(8, "little")
-    memory.write(address + XSTATE_BV, header)
+    request = _Request(op, supervisor=supervisor)
+    state, asked = request.state, request.components
+    used = state.in_use
+    if state.current_mxcsr != _MXCSR_DEFAULT:
+        used |= SSE  # SDM vol. 1, 13.10 and 13.11
+    wanted = asked & used
+    pieces = _legacy_pieces(request, wanted, bool(wanted & SSE))
+    pieces.append((XSTATE_BV, wanted.to_bytes(8, "little") + (asked | _COMPACTED).to_bytes(8, "little")))
+    offsets = _compacted_offsets(state, asked)
+    for component, size in request.extended(wanted):
+        if size:
+            pieces.append((offsets[component], state.extended(component, size)))
+    _write(request, pieces)
 
 
 @instruction("xsave", 1, 0xAE, digit=4, operand=MEMORY)
@@ -130,40 +178,40 @@ def _xsaves(op: Operands) -> None:
 
 
 def _restore(op: Operands, *, supervisor: bool) -> None:
-    requested = _requested(op, supervisor=supervisor)
-    memory, address = op.cpu.memory, op.address()
-    header = memory.read(address + XSTATE_BV, 64)
-    present = int.from_bytes(header[:8], "little")
-    layout = int.from_bytes(header[8:16], "little")
+    request = _Request(op, supervisor=supervisor)
+    state, asked, memory, address = request.state, request.components, op.cpu.memory, request.address
+    legacy = bytearray(memory.read(address, HEADER_END))
+    present, layout = (int.from_bytes(legacy[at : at + 8], "little") for at in (XSTATE_BV, XCOMP_BV))
     compacted = bool(layout & _COMPACTED)
-    enabled = op.cpu.xcr0() | ((op.cpu.read_msr(_IA32_XSS) or 0) if supervisor else 0)
+    layout &= ~_COMPACTED
     if compacted:
-        bad = layout & ~_COMPACTED & ~enabled or present & ~layout or any(header[16:])
+        bad = layout & ~request.enabled or present & ~layout or any(legacy[XSTATE_BV + 16 :])
     else:
-        bad = supervisor or present & ~enabled or any(header[8:24])
+        bad = supervisor or present & ~request.enabled or any(legacy[XCOMP_BV : XSTATE_BV + 24])
     if bad:
         raise GuestException.of(_GP, 0)
-    state = op.cpu.extended_state()
-    legacy = memory.read(address, XSTATE_BV)
-    loads_mxcsr = bool(requested & present & SSE) if compacted else bool(requested & (SSE | AVX))
+    # MXCSR is SSE's in the compacted format; in the standard one it is there whatever XSTATE_BV says (13.8.1, 13.8.2).
+    loads_mxcsr = bool(asked & present & SSE) if compacted else bool(asked & (SSE | AVX))
     mxcsr = int.from_bytes(legacy[MXCSR : MXCSR + 4], "little")
     if loads_mxcsr and mxcsr & ~state.mxcsr_bits:
         raise GuestException.of(_GP, 0)
-    offsets = _compacted_offsets(state, layout & ~_COMPACTED) if compacted else {}
+    offsets = _compacted_offsets(state, layout) if compacted else {}
     loaded = {
-        component: memory.read(address + offsets.get(component, state.layout[component][0]), state.layout[component][1])
-        for component in _extended_components(requested & present)
+        component: memory.read(address + offsets.get(component, state.layout[component][0]), size)
+        for component, size in request.extended(asked & present)
     }
     # Nothing faults from here on.
-    if requested & X87:
-        state.restore_x87(legacy if present & X87 else None)
-    if requested & SSE:
-        state.restore_xmm(legacy if present & SSE else None, 16 if op.it.bits == 64 else 8)
+    if asked & X87:
+        if not op.it.w:
+            _narrow_pointers(legacy)
+        state.restore_x87(bytes(legacy) if present & X87 else None)
+    if asked & SSE:
+        state.restore_xmm(bytes(legacy) if present & SSE else None, request.vector_registers)
     if loads_mxcsr:
         state.current_mxcsr = mxcsr
-    elif compacted and requested & SSE:
+    elif compacted and asked & SSE:
         state.current_mxcsr = _MXCSR_DEFAULT
-    for component in _extended_components(requested):
+    for component, _ in request.extended(asked):
         state.set_extended(component, loaded.get(component))
 
 
