@@ -106,8 +106,8 @@ def _endless_loop(case: Case) -> Suspicion | None:
 
 def _busy_loop(case: Case) -> Suspicion | None:
     text = _plain_loop(case)
-    out = ways_out(case.execution, case.loop)
-    if not text or not out:
+    out = ways_out(case.execution, case.loop) if text else ()
+    if not out:
         return None
     base = case.rip - case.regs.rip
     places = ", ".join(case.describe(base + located.offset) for located in out)
