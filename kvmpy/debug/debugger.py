@@ -65,6 +65,7 @@ class Debugger(Points):
                 if not self._control.begin_alone(runner.vcpu):
                     vcpu.passed = passed
                     return
+                vcpu.passed = None  # if it was set anew meanwhile, it is this one
                 if self._patched(runner.vcpu, linear_pc(runner.vcpu)) == physical:
                     self._software.lift(physical)
                     vcpu.lifted = physical
@@ -183,7 +184,14 @@ class Debugger(Points):
     def interrupt(self, timeout: float | None = None) -> bool:
         """Have all vCPUs stand, and wait for it. False: a handler of one did not return within `timeout` seconds."""
         self._hold()
-        return self._control.wait_until_all_stand(timeout)
+        if not self._control.wait_until_all_stand(timeout):
+            return False
+        for vcpu in self._vcpus.values():
+            if vcpu.over is not None:
+                # It was about to pass a breakpoint, alone: it begins anew when it goes on, which may not be first.
+                vcpu.passed = vcpu.over
+                self._passed(vcpu)
+        return True
 
     def resume(self, *, stepping: Vcpu | None = None) -> None:
         """Let all vCPUs go on; the one that is `stepping` stops them again after one instruction."""
