@@ -26,6 +26,9 @@ _PATIENCE = 2.0
 
 _PAGE = 0x1000
 
+_WATCHED = 0x1_0000
+"""Bytes that one watchpoint watches at most: each of its pages is looked up and taken from the guest."""
+
 _SIGNALS = {
     End.TRIPLE_FAULT: Signal.SEGV,
     End.FAILED: Signal.ILL,
@@ -250,6 +253,8 @@ class MachineTarget:
                 made = self._debugger.breakpoint(address, hardware=True)
         elif point is Point.HARDWARE:
             made = self._debugger.breakpoint(address, hardware=True)
+        elif length > _WATCHED:
+            raise TargetError(f"a watchpoint of {length:#x} bytes; at most {_WATCHED:#x} are watched")
         else:
             # The processor cannot watch reads alone; gdb itself leaves out accesses that changed the value.
             access = "write" if point is Point.WRITE else "access"
