@@ -8,8 +8,23 @@ if TYPE_CHECKING:
     from kvmpy.boot.firmware import FirmwareImage
     from kvmpy.boot.flat import FlatImage
     from kvmpy.boot.image import Entry, Image, LoadedRange, RomMapping
+    from kvmpy.boot.initramfs import Initramfs
+    from kvmpy.boot.linux import LinuxKernel
+    from kvmpy.boot.multiboot import MultibootKernel, MultibootModule
 
-__all__ = ["ElfImage", "Entry", "FirmwareImage", "FlatImage", "Image", "LoadedRange", "RomMapping"]
+__all__ = [
+    "ElfImage",
+    "Entry",
+    "FirmwareImage",
+    "FlatImage",
+    "Image",
+    "Initramfs",
+    "LinuxKernel",
+    "LoadedRange",
+    "MultibootKernel",
+    "MultibootModule",
+    "RomMapping",
+]
 
 _MODULES = {
     "ElfImage": "elf",
@@ -17,7 +32,11 @@ _MODULES = {
     "FirmwareImage": "firmware",
     "FlatImage": "flat",
     "Image": "image",
+    "Initramfs": "initramfs",
+    "LinuxKernel": "linux",
     "LoadedRange": "image",
+    "MultibootKernel": "multiboot",
+    "MultibootModule": "multiboot",
     "RomMapping": "image",
 }
 

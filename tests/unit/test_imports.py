@@ -60,7 +60,7 @@ DOORS: dict[str, set[str]] = {"kvmpy.machine.inspection": {"debug"}}
 """Modules whose functions import from a layer above when they are called: `Machine` has methods for such tools."""
 
 OPTIONAL_PACKAGES = {
-    "pytest_plugin": {"pytest"}, "boot": {"elftools"}, "guest": {"elftools"}, "debug": {"elftools", "capstone"},
+    "pytest_plugin": {"pytest"}, "boot": {"elftools", "lz4", "zstandard"}, "guest": {"elftools"}, "debug": {"elftools", "capstone"},
 }  # fmt: skip
 """Packages outside the standard library, by the layer that may import them. elftools is the one dependency."""
 
@@ -157,7 +157,9 @@ def broken_arrows(name: str, found: list[Import]) -> list[str]:
         if target.split(".")[0] != "kvmpy":
             continue
         there = layer(target)
-        allowed = ARROWS[here] | {here} | DOORS.get(name, set()) | (TYPES_ONLY.get(here, set()) if types_only else set())
+        allowed = (
+            ARROWS[here] | {here} | DOORS.get(name, set()) | (TYPES_ONLY.get(here, set()) if types_only else set())
+        )
         if there not in allowed:
             problems.append(f"{name}, line {line}: {here} must not import {target}")
     return problems
