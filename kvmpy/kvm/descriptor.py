@@ -43,7 +43,6 @@ class Descriptor:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._forks = _forks
-        self._ioctl_fd = ctypes.c_int(fd)  # -1 after close, so that a prebuilt call cannot reach somebody else's file
 
     def fileno(self) -> int:
         """The file descriptor's number, for select and the like. Raises ClosedError after close."""
@@ -59,7 +58,6 @@ class Descriptor:
         """Close the file descriptor. Calling it again does nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            self._ioctl_fd.value = -1
             os.close(fd)
 
     def __enter__(self) -> "Self":
@@ -116,18 +114,21 @@ class Descriptor:
         if entry.argument == "int":
             if not isinstance(argument, int) or not 0 <= argument < 1 << 64:
                 raise UsageError(f"{name} takes an int of 64 bits, not {argument!r}")
-            return self._call(entry, argument)
+            return self._call(entry, ctypes.c_void_p(argument))
         expected = entry.argument_type
         if expected is None or not isinstance(argument, expected):
             raise UsageError(f"{name} takes a {entry.argument}, not {argument!r}")
         _check_room(name, argument)
-        return self._call(entry, ctypes.addressof(argument))
+        return self._call(entry, ctypes.byref(argument))
 
-    def _call(self, entry: Ioctl, argument: int) -> int:
-        """The ioctl itself: `argument` is a number or an address. EINTR and EAGAIN are errors like all others."""
+    def _call(self, entry: Ioctl, argument: "Any" = 0) -> int:
+        """The ioctl itself, without a look at the argument. EINTR and EAGAIN are errors like all others.
+
+        `argument` is what ctypes makes 64 bits of: c_void_p, byref(), or bytes where the kernel only reads. It takes a
+        plain int for 32 bits, which suits request numbers and 0.
+        """
         self._check_usable()
-        # The number fits 32 bits, which is what ctypes makes of a plain int; an address does not.
-        answer: int = raw_ioctl(self._fd, entry.number, ctypes.c_void_p(argument))
+        answer: int = raw_ioctl(self._fd, entry.number, argument)
         if answer < 0:
             raise self._error(entry, ctypes.get_errno())
         return answer

@@ -25,7 +25,8 @@ def decode(page: RunPage) -> Exit:
 
 def _io(page: RunPage) -> Exit:
     # direction u8 @32 (1: out), size u8 @33, port u16 @34, count u32 @36, data_offset u64 @40
-    out, size, port, count, start = page.u8[32], page.u8[33], page.u16[17], page.u32[9], page.u64[5]
+    what, count, start = page.u32[8], page.u32[9], page.u64[5]
+    out, size, port = what & 0xFF, what >> 8 & 0xFF, what >> 16
     length = size * count
     if out:
         return exits.IoOut(port, page.u8[start : start + length].tobytes(), size, count)

@@ -1,4 +1,4 @@
-"""Getting a thread out of KVM_RUN without luck: one signal, and a timer of each vCPU that sends it.
+"""Getting a thread out of KVM_RUN without luck: one signal, and timers that send it.
 
 Signal mask and timers are the thread's, made once and lent to the vCPUs that it runs, so that VMs that come and go do
 not pay for them. No Python-level signal handler, which would run late and only in the main thread, is involved.
@@ -27,6 +27,7 @@ else:
     import _signal as signal  # the same functions without the enums that signal makes of numbers: another 4 ms
 
 __all__ = [
+    "HEARTBEAT",
     "KICK_SIGNAL",
     "NOTHING",
     "SENT",
@@ -45,6 +46,9 @@ __all__ = [
 
 KICK_SIGNAL = signal.SIGRTMIN + 5
 """A real-time signal that nothing else is known to use (glibc takes the first two, debuggers none of this range)."""
+
+HEARTBEAT = 0.05
+"""Seconds. So often KVM_RUN comes back in the main thread, because only there does Python handle Ctrl-C."""
 
 _SI_TIMER = -2  # siginfo.si_code of a POSIX timer (<bits/siginfo-consts.h>)
 _SIGEV_THREAD_ID = 4
@@ -109,16 +113,30 @@ _JUST_THIS = (KICK_SIGNAL,)
 class PreparedThread:
     """A thread that runs vCPUs. Unlike its ids, Python's `ident` and Linux's `tid`, no other thread ever is it."""
 
-    __slots__ = ("ident", "is_main", "tid", "unblocked")
+    __slots__ = ("_beats", "ident", "is_main", "tid", "unblocked")
 
     def __init__(self) -> None:
         self.ident, self.tid = get_ident(), get_native_id()
         self.is_main = self.tid == _process
         """Whether it is the thread in which Python handles signals: Linux numbers it like the process."""
+        self._beats = False
         self.unblocked = False
         """Whether the kick signal is delivered wherever the thread is, to no effect but that KVM_RUN comes back."""
 
-    # Both are called by this thread. `finally`: an exception of a signal handler can break in behind the system call.
+    # All are called by this thread.
+
+    def keep_beating(self) -> None:
+        """Have every KVM_RUN of this thread come back at the next heartbeat.
+
+        The timer beats on for good, which costs nothing: outside KVM_RUN its signal stays pending, and stops it.
+        """
+        if not self._beats:
+            timer = KickTimer()
+            timer.arm(HEARTBEAT, HEARTBEAT)
+            _this_thread.heart = timer
+            self._beats = True
+
+    # `finally`: an exception of a signal handler can break in behind the system call.
 
     def block(self) -> None:
         """Have the kick signal stay pending outside KVM_RUN: the rule."""

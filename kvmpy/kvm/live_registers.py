@@ -9,10 +9,22 @@ its sisters fill the same area when the vCPU has not run yet.
 Without the capability the area is private memory and the vCPU loads and writes it back by ioctl around KVM_RUN.
 """
 
-from struct import Struct
-from struct import error as pack_error
-
-from kvmpy.errors import RegisterValueError, UsageError
+from kvmpy.kvm.register_images import (
+    CONTROL,
+    CONTROL_REGISTERS,
+    INTERRUPTS,
+    KVM_DTABLE,
+    KVM_SEGMENT,
+    SEGMENT_SIZE,
+    SREGS_SIZE,
+    TABLES,
+    check,
+    general_image,
+    interrupt_image,
+    segment_image,
+    system_image,
+    table_image,
+)
 from kvmpy.kvm.register_sync import ALL, RegisterSync
 from kvmpy.kvm.run_page import REGS, SREGS
 from kvmpy.x86.registers import (
@@ -30,18 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveRegisters", "LiveSystemRegisters"]
 
-_CONTROL_REGISTERS = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")
-
-# Offsets in struct kvm_sregs: eight struct kvm_segment of 24 bytes, two struct kvm_dtable of 16, then u64 fields.
-_SEGMENT_SIZE, _TABLES, _CONTROL, _INTERRUPTS, SREGS_SIZE = 24, 192, 224, 280, 312
-_KVM_REGS = Struct("=18Q")
-_KVM_SEGMENT = Struct("=QIH9Bx")  # base, limit, selector, type, present, dpl, db, s, l, g, avl, unusable
-_KVM_DTABLE = Struct("=QH6x")
-_CONTROL_CELLS = Struct("=7Q")
-_INTS = {int}
-_SEGMENT_WIDTHS = {"base": 64, "limit": 32, "selector": 16, "type": 4, "dpl": 2}
-_SEGMENT_FIELDS = tuple((field, _SEGMENT_WIDTHS.get(field, 1)) for field in Segment.__slots__)
-
 
 def _general(index: int, name: str) -> property:
     just_this = (index,)
@@ -51,7 +51,7 @@ def _general(index: int, name: str) -> property:
         return registers._cells[index]
 
     def write(registers: "LiveRegisters", value: int) -> None:
-        _check(name, value, 64)
+        check(name, value, 64)
         registers._sync.need_regs()
         registers._cells[index] = value
         registers._sync.mark_regs(just_this)
@@ -65,7 +65,7 @@ def _control(index: int, name: str) -> property:
         return registers._control[index]
 
     def write(registers: "LiveSystemRegisters", value: int) -> None:
-        _check(name, value, 64)
+        check(name, value, 64)
         registers._sync.need_sregs()
         registers._control[index] = value
         registers._sync.mark_sregs()
@@ -76,12 +76,12 @@ def _control(index: int, name: str) -> property:
 def _segment(index: int, name: str) -> property:
     def read(registers: "LiveSystemRegisters") -> Segment:
         registers._sync.need_sregs()
-        return registers._read_segment(index * _SEGMENT_SIZE)
+        return registers._read_segment(index * SEGMENT_SIZE)
 
     def write(registers: "LiveSystemRegisters", value: Segment) -> None:
-        image = _segment_image(name, value)
+        image = segment_image(name, value)
         registers._sync.need_sregs()
-        registers._area[index * _SEGMENT_SIZE : (index + 1) * _SEGMENT_SIZE] = image
+        registers._area[index * SEGMENT_SIZE : (index + 1) * SEGMENT_SIZE] = image
         registers._sync.mark_sregs()
 
     return property(read, write, doc=f"{name.upper()} with its hidden part")
@@ -90,20 +90,15 @@ def _segment(index: int, name: str) -> property:
 def _table(index: int, name: str) -> property:
     def read(registers: "LiveSystemRegisters") -> DescriptorTable:
         registers._sync.need_sregs()
-        return registers._read_table(_TABLES + 16 * index)
+        return registers._read_table(TABLES + 16 * index)
 
     def write(registers: "LiveSystemRegisters", value: DescriptorTable) -> None:
-        image = _table_image(name, value)
+        image = table_image(name, value)
         registers._sync.need_sregs()
-        registers._area[_TABLES + 16 * index : _TABLES + 16 * (index + 1)] = image
+        registers._area[TABLES + 16 * index : TABLES + 16 * (index + 1)] = image
         registers._sync.mark_sregs()
 
     return property(read, write, doc=f"{name.upper()}R: base and limit")
-
-
-def _check(name: str, value: object, bits: int) -> None:
-    if not isinstance(value, int) or not 0 <= value < 1 << bits:
-        raise RegisterValueError(name, value, bits)
 
 
 def _no_register(name: str, names: "Iterable[str]") -> AttributeError:
@@ -130,48 +125,6 @@ def _whole_register(name: str) -> str:
         if name in parts:
             return register
     return ""
-
-
-def _segment_image(name: str, value: object) -> bytes:
-    """struct kvm_segment of a segment register. Raises RegisterValueError naming the field that does not fit."""
-    if not isinstance(value, Segment):
-        raise UsageError(f"{name} takes a kvmpy.x86.registers.Segment, not {value!r}")
-    fields = (
-        value.base, value.limit, value.selector, value.type, value.present, value.dpl, value.db, value.s, value.l,
-        value.g, value.avl, value.unusable,
-    )  # fmt: skip
-    base, limit, selector, kind, present, dpl, db, s, long, g, avl, unusable = fields
-    if (
-        {*map(type, fields)} != _INTS
-        or base >> 64 | limit >> 32 | selector >> 16 | kind >> 4 | dpl >> 2
-        or (present | db | s | long | g | avl | unusable) >> 1
-    ):
-        _check_fields(name, value)  # one by one only now, or that would be most of the cost of an entry state
-    return _KVM_SEGMENT.pack(*fields)
-
-
-def _check_fields(name: str, value: Segment) -> None:
-    for field, bits in _SEGMENT_FIELDS:
-        content = getattr(value, field)
-        if not isinstance(content, int) or content < 0 or content >> bits:
-            raise RegisterValueError(f"{name}.{field}", content, bits)
-
-
-def _table_image(name: str, value: object) -> bytes:
-    """struct kvm_dtable of GDTR or IDTR."""
-    if not isinstance(value, DescriptorTable):
-        raise UsageError(f"{name} takes a kvmpy.x86.registers.DescriptorTable, not {value!r}")
-    _check(f"{name}.base", value.base, 64)
-    _check(f"{name}.limit", value.limit, 16)
-    return _KVM_DTABLE.pack(value.base, value.limit)
-
-
-def _interrupt_image(vector: int | None) -> bytes:
-    """interrupt_bitmap: 256 bits, at most one of them set."""
-    if vector is None:
-        return bytes(32)
-    _check("interrupt", vector, 8)
-    return (1 << vector).to_bytes(32, "little")
 
 
 class LiveRegisters:
@@ -227,13 +180,7 @@ class LiveRegisters:
 
     def assign(self, values: Registers) -> None:
         """Take over all registers of `values`."""
-        cells = [getattr(values, name) for name in GENERAL_REGISTERS]
-        if {*map(type, cells)} != _INTS or min(cells) < 0 or max(cells) >> 64:
-            for name, value in zip(GENERAL_REGISTERS, cells, strict=True):
-                _check(name, value, 64)
-        self._sync.will_write()
-        self._area[:] = _KVM_REGS.pack(*cells)
-        self._sync.mark_regs(ALL)
+        self.assign_values([getattr(values, name) for name in GENERAL_REGISTERS])
 
     def values(self) -> list[int]:
         """All of them as numbers, in the order of `kvmpy.x86.registers.GENERAL_REGISTERS`."""
@@ -242,12 +189,7 @@ class LiveRegisters:
 
     def assign_values(self, values: list[int]) -> None:
         """The counterpart of `values`. Raises RegisterValueError naming a register whose value does not fit."""
-        try:
-            image = _KVM_REGS.pack(*values)
-        except pack_error:
-            for name, value in zip(GENERAL_REGISTERS, values, strict=True):
-                _check(name, value, 64)
-            raise
+        image = general_image(values)
         self._sync.will_write()
         self._area[:] = image
         self._sync.mark_regs(ALL)
@@ -296,7 +238,7 @@ class LiveSystemRegisters:
         area = sync.area[SREGS : SREGS + SREGS_SIZE]
         object.__setattr__(self, "_sync", sync)
         object.__setattr__(self, "_area", area)
-        object.__setattr__(self, "_control", area[_CONTROL:_INTERRUPTS].cast("Q"))
+        object.__setattr__(self, "_control", area[CONTROL:INTERRUPTS].cast("Q"))
 
     _sync: RegisterSync
     _area: memoryview
@@ -320,9 +262,9 @@ class LiveSystemRegisters:
 
     @interrupt.setter
     def interrupt(self, vector: int | None) -> None:
-        image = _interrupt_image(vector)
+        image = interrupt_image(vector)
         self._sync.need_sregs()
-        self._area[_INTERRUPTS:SREGS_SIZE] = image
+        self._area[INTERRUPTS:SREGS_SIZE] = image
         self._sync.mark_sregs()
 
     def copy(self) -> SystemRegisters:
@@ -330,35 +272,22 @@ class LiveSystemRegisters:
         self._sync.need_sregs()
         values = SystemRegisters()
         for index, name in enumerate(SEGMENT_REGISTERS):
-            setattr(values, name, self._read_segment(index * _SEGMENT_SIZE))
-        values.gdt, values.idt = self._read_table(_TABLES), self._read_table(_TABLES + 16)
-        for name, value in zip(_CONTROL_REGISTERS, self._control, strict=True):
+            setattr(values, name, self._read_segment(index * SEGMENT_SIZE))
+        values.gdt, values.idt = self._read_table(TABLES), self._read_table(TABLES + 16)
+        for name, value in zip(CONTROL_REGISTERS, self._control, strict=True):
             setattr(values, name, value)
         values.interrupt = self._read_interrupt()
         return values
 
     def assign(self, values: SystemRegisters) -> None:
         """Take over all registers of `values`."""
-        # Everything is checked before anything is written.
-        control = [getattr(values, name) for name in _CONTROL_REGISTERS]
-        for name, value in zip(_CONTROL_REGISTERS, control, strict=True):
-            _check(name, value, 64)
-        images = []
-        last: object = self
-        image = b""
-        for name in SEGMENT_REGISTERS:
-            segment = getattr(values, name)
-            if segment is not last:  # the data segments are often one and the same
-                last, image = segment, _segment_image(name, segment)
-            images.append(image)
-        images += _table_image("gdt", values.gdt), _table_image("idt", values.idt), _CONTROL_CELLS.pack(*control)
-        images.append(_interrupt_image(values.interrupt))
+        image = system_image(values)
         self._sync.will_write()
-        self._area[:] = b"".join(images)
+        self._area[:] = image
         self._sync.mark_sregs()
 
     def _read_segment(self, at: int) -> Segment:
-        base, limit, selector, kind, present, dpl, db, s, long, g, avl, unusable = _KVM_SEGMENT.unpack_from(
+        base, limit, selector, kind, present, dpl, db, s, long, g, avl, unusable = KVM_SEGMENT.unpack_from(
             self._area, at
         )
         return Segment(
@@ -367,10 +296,10 @@ class LiveSystemRegisters:
         )  # fmt: skip
 
     def _read_table(self, at: int) -> DescriptorTable:
-        return DescriptorTable(*_KVM_DTABLE.unpack_from(self._area, at))
+        return DescriptorTable(*KVM_DTABLE.unpack_from(self._area, at))
 
     def _read_interrupt(self) -> int | None:
-        bits = int.from_bytes(self._area[_INTERRUPTS:SREGS_SIZE], "little")
+        bits = int.from_bytes(self._area[INTERRUPTS:SREGS_SIZE], "little")
         return bits.bit_length() - 1 if bits else None
 
     def drop(self) -> None:

@@ -2,6 +2,7 @@
 
 from kvmpy.abi.ioctls import KVM_GET_REGS, KVM_GET_SREGS, KVM_SET_REGS, KVM_SET_SREGS
 from kvmpy.errors import ClosedError
+from kvmpy.kvm.register_images import REGS_SIZE, SREGS_SIZE
 from kvmpy.kvm.run_page import (
     DIRTY_REGS,
     IMMEDIATE_EXIT,
@@ -22,7 +23,7 @@ __all__ = ["ALL", "RegisterSync"]
 
 _VALID, _DIRTY = VALID_REGS // 8, DIRTY_REGS // 8
 _CELLS = REGS // 8
-_SREGS_END = SREGS + 312
+_REGS_END, _SREGS_END = REGS + REGS_SIZE, SREGS + SREGS_SIZE
 
 ALL = range(18)
 """The indices of all general registers in struct kvm_regs."""
@@ -51,7 +52,6 @@ class RegisterSync:
         "_sregs_wanted",
         "_transfer",
         "_u64",
-        "address",
         "area",
         "synced",
     )
@@ -67,7 +67,6 @@ class RegisterSync:
     ) -> None:
         self.synced = synced
         self.area = page.u8 if synced else memoryview(bytearray(0x1000))
-        self.address = host_address_of(self.area)
         self._page = page
         self._u64 = page.u64 if synced else self.area.cast("Q")
         self._check = check
@@ -107,6 +106,14 @@ class RegisterSync:
         if self._held_sregs:
             self.area[SREGS:_SREGS_END] = self._held_sregs
 
+    def put(self, regs: bytes, sregs: bytes) -> None:
+        """Overwrite all registers, given as struct kvm_regs and struct kvm_sregs."""
+        self._check()
+        self.area[REGS:_REGS_END] = regs
+        self.area[SREGS:_SREGS_END] = sregs
+        self.mark_regs(ALL)
+        self.mark_sregs()
+
     def will_write(self) -> None:
         """Before all registers of a kind are overwritten: nothing needs to be loaded."""
         self._check()
@@ -132,6 +139,11 @@ class RegisterSync:
             self._u64[_VALID] |= SYNC_SREGS  # should this happen inside a run loop, they stay current; see before_run
 
     # Called by the vCPU
+
+    @property
+    def address(self) -> int:
+        """Where the area is in this process."""
+        return host_address_of(self.area)
 
     @property
     def dirty(self) -> int:

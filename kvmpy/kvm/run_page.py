@@ -56,17 +56,23 @@ class RunPage:
     `runs` is a cell that counts how often the vCPU was entered, by which an exit knows whether it is still the last.
     """
 
-    __slots__ = ("runs", "size", "u8", "u16", "u32", "u64")
+    __slots__ = ("_u16", "runs", "size", "u8", "u32", "u64")
 
     def __init__(self, fd: int, size: int) -> None:
         mapping = mmap.mmap(fd, size)  # shared and writable by default; unmapped with the last view of it
         self.size = size
         self.u8 = memoryview(mapping)
-        self.u16 = self.u8.cast("H")
+        self._u16: memoryview | None = None  # made when it is asked for
         self.u32 = self.u8.cast("I")
         self.u64 = self.u8.cast("Q")
         self.runs = [0]
         self.u32[EXIT_REASON // 4] = NO_EXIT
+
+    @property
+    def u16(self) -> memoryview:
+        if self._u16 is None:
+            self._u16 = self.u8.cast("H")
+        return self._u16
 
     @property
     def exit_reason(self) -> int:
@@ -109,8 +115,9 @@ class RunPage:
     def drop(self) -> None:
         """Let go of the mapping, which keeps the VM alive in the kernel, and of the chance to answer exits."""
         self.runs[0] += 1
-        for view in (self.u64, self.u32, self.u16, self.u8):
-            view.release()
+        for view in (self.u64, self.u32, self._u16, self.u8):
+            if view is not None:
+                view.release()
 
 
 class ClosedRunPage:

@@ -1,7 +1,9 @@
 """/dev/kvm: what the host offers, and where VMs come from (KVM API, sections 4.1 to 4.6)."""
 
+import errno
 import os
 
+from kvmpy.abi.ioctls import IOCTLS
 from kvmpy.errors import KvmError, KvmUnavailableError, KvmVersionError
 from kvmpy.kvm.checked_struct import capability_number
 from kvmpy.kvm.descriptor import Descriptor
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["Kvm"]
 
 _API_VERSION = 12
+_CREATE_VM = IOCTLS["KVM_CREATE_VM"]
+_CAP_SYNC_REGS = 74
 
 
 class Kvm(Descriptor):
@@ -47,11 +51,18 @@ class Kvm(Descriptor):
             raise KvmVersionError(
                 "KVM_GET_API_VERSION", 0, f"the kernel speaks version {version}; kvmpy needs {_API_VERSION}"
             )
+        # Asked once, and for all VMs to come, which may outlive this descriptor.
         self.vcpu_mmap_size = self.ioctl("KVM_GET_VCPU_MMAP_SIZE")
+        self.synced_registers = self.check_extension(_CAP_SYNC_REGS)
 
     def create_vm(self, type: int = 0) -> Vm:
         """A new, empty VM (KVM_CREATE_VM, section 4.2). `type` is KVM_X86_*_VM; 0 is the ordinary one."""
-        return Vm(self.ioctl("KVM_CREATE_VM", type), self)
+        while True:
+            try:
+                return Vm(self.ioctl("KVM_CREATE_VM", type) if type != 0 else self._call(_CREATE_VM), self, type)
+            except KvmError as error:
+                if error.errno != errno.EINTR:  # any signal that comes meanwhile; its handler has been called
+                    raise
 
     def check_extension(self, capability: "Cap | int") -> int:
         """What this host has of a capability: 0 is not there, more is a yes or a number (section 4.4).
@@ -104,8 +115,6 @@ class Kvm(Descriptor):
         return int(table.entries[0].data)
 
     def _msr_list(self, ioctl: str) -> list[int]:
-        import errno
-
         from kvmpy.abi.structs import kvm_msr_list, sized
 
         room = 256

@@ -9,10 +9,9 @@ from kvmpy._exit import Answered, Exit
 from kvmpy.abi.ioctls import IOCTLS, KVM_RUN, Ioctl
 from kvmpy.errors import KvmError
 from kvmpy.exits import FailEntry, Interrupted
-from kvmpy.kvm import kick
 from kvmpy.kvm.descriptor import raw_ioctl
 from kvmpy.kvm.exit_decoder import IO, MEMORY_FAULT, MMIO, decode
-from kvmpy.kvm.live_registers import LiveRegisters, LiveSystemRegisters
+from kvmpy.kvm.kick import HEARTBEAT, prepare_thread
 from kvmpy.kvm.register_sync import RegisterSync
 from kvmpy.kvm.run_page import (
     EXIT_REASON,
@@ -25,13 +24,14 @@ from kvmpy.kvm.run_page import (
     ClosedRunPage,
     RunPage,
 )
-from kvmpy.kvm.vcpu_thread import HEARTBEAT, SOON, VcpuThread
+from kvmpy.kvm.vcpu_thread import SOON, VcpuThread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Protocol
+    from typing import Any, Protocol
 
+    from kvmpy.kvm.kick import PreparedThread
     from kvmpy.kvm.vm import Vm
     from kvmpy.x86.entry_rules import Violation
 
@@ -68,6 +68,11 @@ class Vcpu(VcpuThread):
     """
 
     kind = "vcpu"
+    backlog: "tuple[Exit, ...]" = ()
+    """Exits that settle() met and that nobody has had yet."""
+    last_exit: Exit | None = None
+    _answerable = 0  # which entry gave the last exit that KVM waits for an answer to
+    _attachments: "tuple[Attachment, ...]" = ()  # what else maps this vCPU's file descriptor, closed with it
 
     def __init__(self, fd: int, vm: "Vm", id: int, page_size: int, *, sync_regs: bool) -> None:
         self.id = id
@@ -78,16 +83,9 @@ class Vcpu(VcpuThread):
             super().close()
             raise
         self._vm = vm
-        self._attachments: list[Attachment] = []
-        """What else maps this vCPU's file descriptor, closed with it."""
-        self.backlog: tuple[Exit, ...] = ()  # exits that settle() met and that nobody has had yet
-        self.last_exit: Exit | None = None
-        self._answerable = 0  # which entry gave the last exit that KVM waits for an answer to
         self._sync = RegisterSync(
             self.page, synced=sync_regs, check=self._check_access, transfer=self._transfer, pending=self._pending
         )
-        self._regs = LiveRegisters(self._sync)
-        self._sregs = LiveSystemRegisters(self._sync)
         # KVM_RUN and its arguments, built once: `vcpu.enter(*vcpu.entry)` is the whole cost of an entry.
         self.enter: Callable[[int, int, int], int] = raw_ioctl if sync_regs else self._enter_unsynced
         # Plain ints: ctypes makes an object of each c_int and c_ulong that it is given, 70 ns for the three.
@@ -106,9 +104,8 @@ class Vcpu(VcpuThread):
         # What refers to the mapping, or in a circle to this object, goes now and not with the next garbage collection.
         for attachment in self._attachments:
             attachment.close()
-        self._attachments.clear()
-        self._regs.drop()
-        self._sregs.drop()
+        self._attachments = ()
+        self._drop_registers()
         name = repr(self)
         self._sync.close(name)
         self.enter, self.entry = raw_ioctl, (-1, KVM_RUN, 0)
@@ -122,7 +119,7 @@ class Vcpu(VcpuThread):
     def attach(self, attachment: "Attachment") -> None:
         """Have something closed with the vCPU, because it maps the vCPU's file descriptor."""
         self._check_usable()
-        self._attachments.append(attachment)
+        self._attachments = (*self._attachments, attachment)
 
     # Running
 
@@ -135,12 +132,12 @@ class Vcpu(VcpuThread):
         call. Raises KvmError when KVM_RUN fails, EntryRefusedError when the registers that were set break KVM's rules,
         VcpuBusyError when another thread runs this vCPU.
         """
-        if kick.prepare_thread().unblocked:
-            return self._run_in_handler(timeout)
+        here = prepare_thread()
+        if here.unblocked:
+            return self._run_in_handler(here, timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
-        thread = get_ident()
         try:
-            self.claim()
+            self._claim(here)
             page = self.page
             reasons = page.u32
             event: Exit | None = None
@@ -152,7 +149,7 @@ class Vcpu(VcpuThread):
             if reasons[_REASON] in NOT_FROM_THE_GUEST:
                 if self._kicked:  # perhaps an exception broke in while the kick was being taken
                     page.u8[IMMEDIATE_EXIT] = 1
-                self._arm_for_run(timeout)
+                self._arm_for_run(here, timeout)
                 page.runs[0] += 1
                 reasons[_REASON] = NO_EXIT
                 while self.enter(*self.entry) < 0:
@@ -164,7 +161,7 @@ class Vcpu(VcpuThread):
                 event = self.last_exit = decode(page)
                 self._answerable = page.runs[0] if isinstance(event, Answered) else 0
         except BaseException:
-            if 0 in self._owner and self._owner[0] == thread:
+            if 0 in self._owner and self._owner[0] == here.ident:
                 self._owner = {}
             raise
         # From here to the caller nothing is called: CPython lets a signal handler break in only at calls and loops, so
@@ -173,9 +170,8 @@ class Vcpu(VcpuThread):
         self._owner = {}
         return event
 
-    def _run_in_handler(self, timeout: float | None) -> Exit:
+    def _run_in_handler(self, thread: "PreparedThread", timeout: float | None) -> Exit:
         """`run` in a thread that has the kick signal unblocked: called by a device's handler, in a machine's run."""
-        thread = kick.prepare_thread()
         event: Exit | None = None
         try:
             thread.block()
@@ -235,7 +231,7 @@ class Vcpu(VcpuThread):
         if number == errno.EINTR:
             foreign = self._interruption()
             left = HEARTBEAT if deadline is None else deadline - time.monotonic()
-            if 0 < left < HEARTBEAT and self._heartbeat:
+            if 0 < left < HEARTBEAT and prepare_thread().is_main:
                 self.arm(max(left, SOON), HEARTBEAT)  # the next tick shall be the deadline
             by_kick, by_timeout = Interrupted(), Interrupted(True)
             # Nothing is called from here on: see the end of run().
@@ -291,7 +287,7 @@ class Vcpu(VcpuThread):
 
     def _transfer(self, request: int, address: int) -> None:
         """A register ioctl of the sync area."""
-        if raw_ioctl(self._ioctl_fd, ctypes.c_ulong(request), ctypes.c_void_p(address)) < 0:
+        if raw_ioctl(self._fd, request, ctypes.c_void_p(address)) < 0:
             number = ctypes.get_errno()
             entry = next(entry for entry in IOCTLS.values() if entry.number == request)
             if number == errno.EINVAL and entry.name == "KVM_SET_SREGS":
@@ -300,7 +296,7 @@ class Vcpu(VcpuThread):
                 raise refused_sregs(self, entry.name, number)
             raise self._error(entry, number)
 
-    def _call(self, entry: Ioctl, argument: int) -> int:
+    def _call(self, entry: Ioctl, argument: "Any" = 0) -> int:
         self._check_access()
         if self._sync.dirty and entry.name not in _UNSEEN_BY_REGISTERS:
             self._sync.flush()

@@ -2,11 +2,15 @@
 
 from kvmpy.errors import UsageError
 from kvmpy.kvm.live_registers import LiveRegisters, LiveSystemRegisters
+from kvmpy.kvm.register_images import general_image, system_image
 from kvmpy.kvm.vcpu_state import VcpuState
-from kvmpy.x86.registers import CpuState
+from kvmpy.x86.registers import GENERAL_REGISTERS, CpuState
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvmpy.kvm.register_sync import RegisterSync
     from kvmpy.x86.page_walk import Walk
 
 __all__ = ["VcpuRegisters"]
@@ -15,11 +19,22 @@ _BOOT_PROCESSOR = 1 << 8
 """IA32_APIC_BASE.BSP (SDM vol. 3, 10.4.4)."""
 
 
+_last_states: "dict[tuple[object, ...], tuple[bytes, bytes]]" = {}
+_STATES_REMEMBERED = 8
+_PLAIN = frozenset((str, bool, int, type(None)))
+
+
+def _images(state: CpuState) -> tuple[bytes, bytes]:
+    """struct kvm_regs and struct kvm_sregs."""
+    return general_image([getattr(state.regs, name) for name in GENERAL_REGISTERS]), system_image(state.sregs)
+
+
 class VcpuRegisters(VcpuState):
     """Live registers and entry states. Mixed into `Vcpu`."""
 
-    _regs: LiveRegisters
-    _sregs: LiveSystemRegisters
+    _sync: "RegisterSync"
+    _regs: LiveRegisters | None = None  # both are made when somebody asks for them
+    _sregs: LiveSystemRegisters | None = None
 
     def _check_access(self) -> None:
         """Raise unless the calling thread may use the vCPU now."""
@@ -32,23 +47,33 @@ class VcpuRegisters(VcpuState):
         `copy()` gives a plain value that stays as it is, `assign(value)` takes one back.
         """
         self._check_access()
-        return self._regs
+        regs = self._regs
+        if regs is None:
+            regs = self._regs = LiveRegisters(self._sync)
+        return regs
 
     @property
     def sregs(self) -> LiveSystemRegisters:
         """Segments, descriptor tables, control registers, EFER, APIC base, live."""
         self._check_access()
-        return self._sregs
+        sregs = self._sregs
+        if sregs is None:
+            sregs = self._sregs = LiveSystemRegisters(self._sync)
+        return sregs
+
+    def _drop_registers(self) -> None:
+        """Have them let go of the vCPU's mapping: the vCPU is closed."""
+        for registers in (self._regs, self._sregs):
+            if registers is not None:
+                registers.drop()
 
     def cpu_state(self) -> CpuState:
         """A plain copy of `regs` and `sregs`: what the entry rules and the modes of `kvmpy.x86` work on."""
-        return CpuState(self._regs.copy(), self._sregs.copy())
+        return CpuState(self.regs.copy(), self.sregs.copy())
 
     def set_cpu_state(self, state: CpuState) -> None:
         """Take over all registers of `state`. On a processor other than the first, it is also made runnable."""
-        self._sregs.assign(state.sregs)
-        self._regs.assign(state.regs)
-        self._make_runnable()
+        self._put(*_images(state))
 
     def set_real_mode(
         self,
@@ -60,15 +85,11 @@ class VcpuRegisters(VcpuState):
         stack: int | None = None,
     ) -> None:
         """Start in real mode at linear address `entry`, or at `segment:offset`; see `kvmpy.x86.modes.real_mode`."""
-        from kvmpy.x86.modes import real_mode
-
-        self._start(real_mode(entry, segment=segment, offset=offset, data_segment=data_segment, stack=stack))
+        self._start("real_mode", entry, segment=segment, offset=offset, data_segment=data_segment, stack=stack)
 
     def set_protected_mode(self, entry: int, *, bits: int = 32, stack: int | None = None, ring: int = 0) -> None:
         """Start in flat protected mode without paging, `bits` 32 or 16; see `kvmpy.x86.modes.protected_mode`."""
-        from kvmpy.x86.modes import protected_mode
-
-        self._start(protected_mode(entry, bits=bits, stack=stack, ring=ring))
+        self._start("protected_mode", entry, bits=bits, stack=stack, ring=ring)
 
     def set_long_mode(
         self, entry: int, *, cr3: int | None = None, tables: int | None = None, stack: int | None = None, ring: int = 0
@@ -82,13 +103,12 @@ class VcpuRegisters(VcpuState):
         if (cr3 is None) == (tables is None):
             raise UsageError("set_long_mode needs cr3=, page tables of your own, or tables=, where to build some")
         if cr3 is not None:
-            from kvmpy.x86.modes import long_mode
-
-            self._start(long_mode(entry, cr3, stack=stack, ring=ring))
+            self._start("long_mode", entry, cr3=cr3, stack=stack, ring=ring)
         else:
             from kvmpy.x86.long_mode import prepare
 
-            self._start(prepare(self.vm.memory, entry=entry, tables=tables or 0, stack=stack, ring=ring))
+            state = prepare(self.vm.memory, entry=entry, tables=tables or 0, stack=stack, ring=ring)
+            self._put(*_images(self._for_this_processor(state)))
 
     def walk(self, virtual_address: int) -> "Walk":
         """Walk the guest's page tables for an address, in whichever paging mode the vCPU is, and say what is there.
@@ -97,15 +117,35 @@ class VcpuRegisters(VcpuState):
         """
         from kvmpy.x86.page_walk import walk
 
-        return walk(self.vm.memory, self._sregs.copy(), virtual_address)
+        return walk(self.vm.memory, self.sregs.copy(), virtual_address)
 
-    def _start(self, state: CpuState) -> None:
-        """Take over an entry state, which is written for the boot processor."""
+    def _start(self, mode: str, entry: int, **more: int | None) -> None:
+        """Take over an entry state, made by the function `mode` of `kvmpy.x86.modes` or remembered from the last time.
+
+        VMs that come and go usually all start alike, and to make a state takes 30 us.
+        """
+        asked = (mode, self.id == 0, entry, *more.values())
+        can_remember = _PLAIN.issuperset(map(type, asked))  # 4096.0 equals 4096, but is refused
+        images = _last_states.get(asked) if can_remember else None
+        if images is None:
+            from kvmpy.x86 import modes
+
+            make: Callable[..., CpuState] = getattr(modes, mode)
+            images = _images(self._for_this_processor(make(entry, **more)))
+            if can_remember:
+                if len(_last_states) >= _STATES_REMEMBERED:
+                    _last_states.clear()
+                _last_states[asked] = images
+        self._put(*images)
+
+    def _for_this_processor(self, state: CpuState) -> CpuState:
+        """An entry state, which is written for the boot processor."""
         if self.id:
             state.sregs.apic_base &= ~_BOOT_PROCESSOR
-        self.set_cpu_state(state)
+        return state
 
-    def _make_runnable(self) -> None:
+    def _put(self, regs: bytes, sregs: bytes) -> None:
+        self._sync.put(regs, sregs)
         # With an in-kernel irqchip every processor but the first waits for INIT and SIPI, and a halted one for an
         # interrupt, inside KVM (KVM API, section 4.38).
         if self.vm.irqchip:

@@ -12,36 +12,33 @@ from _thread import get_ident
 from kvmpy.abi.ioctls import IOCTLS
 from kvmpy.errors import VcpuBusyError
 from kvmpy.kvm import kick
+from kvmpy.kvm.kick import HEARTBEAT, prepare_thread
 from kvmpy.kvm.run_page import IMMEDIATE_EXIT
 from kvmpy.kvm.vcpu_registers import VcpuRegisters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmpy.kvm.kick import KickTimer, PreparedThread
-    from kvmpy.kvm.register_sync import RegisterSync
 
-__all__ = ["HEARTBEAT", "SOON", "VcpuThread"]
-
-HEARTBEAT = 0.05
-"""Seconds. So often KVM_RUN comes back in the main thread, because only there does Python handle Ctrl-C."""
+__all__ = ["SOON", "VcpuThread"]
 
 SOON = 1e-6
 """Seconds: as short as a timer gets without being disarmed."""
+
+_SET_SIGNAL_MASK = IOCTLS["KVM_SET_SIGNAL_MASK"]
 
 
 class VcpuThread(VcpuRegisters):
     """Claims, kicks and ticks. Mixed into `Vcpu`."""
 
-    _sync: "RegisterSync"
+    _thread: "PreparedThread | None" = None  # which signals reach
+    _masked: "PreparedThread | None" = None  # for which KVM has a signal mask
+    _timer: "KickTimer | None" = None  # of _thread
+    _kicked = False
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd)
         self._owner: dict[int, int] = {}  # {0: thread}: setdefault is atomic, which is all the lock it takes
-        self._thread: PreparedThread | None = None  # which signals reach
-        self._masked: PreparedThread | None = None  # for which KVM has a signal mask
-        self._timer: KickTimer | None = None
-        self._heartbeat = False
-        self._kicked = False
 
     def close(self) -> None:
         """Close the vCPU and give its timer back."""
@@ -61,11 +58,12 @@ class VcpuThread(VcpuRegisters):
 
     def claim(self) -> None:
         """Make the calling thread the one that runs this vCPU. Raises VcpuBusyError when there is another."""
+        self._claim(prepare_thread())
+
+    def _claim(self, here: "PreparedThread") -> None:
         self._check_usable()
-        thread = get_ident()
-        while self._owner.setdefault(0, thread) != thread:
+        while self._owner.setdefault(0, here.ident) != here.ident:
             self.check_idle()  # if that does not raise, it was released a moment ago
-        here = kick.prepare_thread()
         if here is not self._thread:
             self._adopt(here)
         if self._masked is not (None if here.unblocked else here):
@@ -81,19 +79,17 @@ class VcpuThread(VcpuRegisters):
         """The first run in this thread: direct the signals here."""
         if self._timer is not None:
             self._timer.delete()
-        self._timer = kick.borrow_timer()
+            self._timer = None
         self._thread = thread
-        self._heartbeat = False
 
     def _set_mask(self, thread: "PreparedThread") -> None:
         """Have KVM let the kick signal through inside KVM_RUN; in a thread that has it unblocked, leave its mask."""
         # Should an exception break in, a mask that nobody needs does no harm, but one that is missing would.
         self._masked = None
         if thread.unblocked:
-            self._call(IOCTLS["KVM_SET_SIGNAL_MASK"], 0)
+            super()._call(_SET_SIGNAL_MASK)
         else:
-            mask = kick.mask_in_guest()
-            self._call(IOCTLS["KVM_SET_SIGNAL_MASK"], ctypes.addressof(mask))
+            super()._call(_SET_SIGNAL_MASK, ctypes.byref(kick.mask_in_guest()))
             self._masked = thread
 
     # Kicks
@@ -132,29 +128,26 @@ class VcpuThread(VcpuRegisters):
     def arm(self, first: float, interval: float) -> None:
         """Have KVM_RUN interrupted in `first` seconds, then every `interval` seconds (`first` 0: not any more).
 
-        In a thread that has the kick signal unblocked, a tick that comes outside KVM_RUN is lost.
+        Called by the thread that has claimed the vCPU. Where it has the kick signal unblocked, a tick that comes
+        outside KVM_RUN is lost.
         """
-        if (timer := self._timer) is None:
-            return
         # A signal that the timer has already sent stays pending and would end the next KVM_RUN; what is more, since
         # Linux 6.13 sigtimedwait does not find it any more once the timer is set anew. So: stop, sweep, start.
-        self._heartbeat = False
-        if timer.armed:
+        timer = self._timer
+        if timer is not None and timer.armed:
             timer.arm(0)
             if kick.drain() is kick.SENT:
                 self._kicked = True
                 self.page.u8[IMMEDIATE_EXIT] = 1
             timer.armed = False  # not before: an exception may break in anywhere here
         if first:
+            if timer is None:
+                timer = self._timer = kick.borrow_timer()
             timer.arm(first, interval)
-            self._heartbeat = interval == HEARTBEAT
 
-    def _arm_for_run(self, timeout: float | None) -> None:
-        """Set the timer for one exit: the timeout, and in the main thread the heartbeat, which then goes on."""
-        if self._thread is not None and self._thread.is_main:
-            if timeout is not None and timeout < HEARTBEAT:
-                self.arm(max(timeout, SOON), HEARTBEAT)
-            elif not self._heartbeat:
-                self.arm(HEARTBEAT, HEARTBEAT)
-        elif timeout is not None:
-            self.arm(max(timeout, SOON), 0)
+    def _arm_for_run(self, thread: "PreparedThread", timeout: float | None) -> None:
+        """Set the timer for one exit: the timeout, unless the heartbeat of the main thread will do until it is near."""
+        if thread.is_main:
+            thread.keep_beating()
+        if timeout is not None and not (thread.is_main and timeout >= HEARTBEAT):
+            self.arm(max(timeout, SOON), HEARTBEAT)

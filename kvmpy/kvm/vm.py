@@ -2,6 +2,7 @@
 
 from _weakref import ref  # weakref itself costs 1 ms of `import kvmpy`
 
+from kvmpy.abi.ioctls import IOCTLS
 from kvmpy.errors import UsageError
 from kvmpy.kvm.checked_struct import capability_number, filled
 from kvmpy.kvm.vcpu import Vcpu
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Vm"]
 
+_CREATE_VCPU = IOCTLS["KVM_CREATE_VCPU"]
 _CAP_SYNC_REGS = 74
 _SYNC_X86_REGS_AND_SREGS = 3
 
@@ -34,12 +36,14 @@ class Vm(VmMemory, VmInterrupts, VmNotification):
 
     kind = "vm"
 
-    def __init__(self, fd: int, kvm: "Kvm") -> None:
+    vcpus: tuple[Vcpu, ...] = ()
+    _devices: "tuple[ref[DeviceFd], ...]" = ()
+
+    def __init__(self, fd: int, kvm: "Kvm", type: int = 0) -> None:
         super().__init__(fd)
         self.kvm = kvm
-        self.vcpus: tuple[Vcpu, ...] = ()
-        self._devices: list[ref[DeviceFd]] = []
-        self._vcpu_mmap_size = kvm.vcpu_mmap_size
+        self.type = type
+        """KVM_X86_*_VM."""
         self._capabilities: dict[int, int] = {}
 
     def close(self) -> None:
@@ -68,17 +72,22 @@ class Vm(VmMemory, VmInterrupts, VmNotification):
         out of range.
         """
         self._check_usable()
+        taken = [vcpu.id for vcpu in self.vcpus]
         if id is None:
-            id = max((vcpu.id for vcpu in self.vcpus), default=-1) + 1
-        if any(vcpu.id == id for vcpu in self.vcpus):
+            id = max(taken) + 1 if taken else 0
+        if id in taken:
             raise UsageError(f"the VM has a vCPU with id {id} already")
         if not 0 <= id < 1 << 31 or (id and id >= self.kvm.max_vcpu_id):
             raise UsageError(f"vCPU id {id} is out of range: this host's KVM takes 0 to {self.kvm.max_vcpu_id - 1}")
-        synced = sync_regs and self.check_extension(_CAP_SYNC_REGS) & 3 == _SYNC_X86_REGS_AND_SREGS
-        fd = self.ioctl("KVM_CREATE_VCPU", id)
-        vcpu = Vcpu(fd, self, id, self._vcpu_mmap_size, sync_regs=synced)
+        fd = self._call(_CREATE_VCPU, id)
+        vcpu = Vcpu(fd, self, id, self.kvm.vcpu_mmap_size, sync_regs=sync_regs and self._syncs_registers())
         self.vcpus = (*self.vcpus, vcpu)
         return vcpu
+
+    def _syncs_registers(self) -> bool:
+        # Asked once for all ordinary VMs; of others some have no registers to show.
+        synced = self.check_extension(_CAP_SYNC_REGS) if self.type else self.kvm.synced_registers
+        return synced & _SYNC_X86_REGS_AND_SREGS == _SYNC_X86_REGS_AND_SREGS
 
     def set_boot_vcpu_id(self, id: int) -> None:
         """Which vCPU starts by itself (KVM_SET_BOOT_CPU_ID, section 4.41). Before the first vCPU is created."""
@@ -154,7 +163,7 @@ class Vm(VmMemory, VmInterrupts, VmNotification):
         request = filled(kvm_create_device, type=type)
         self.ioctl("KVM_CREATE_DEVICE", request)
         device = DeviceFd(request.fd, type)
-        self._devices.append(ref(device))
+        self._devices = (*self._devices, ref(device))
         return device
 
     def statistics(self) -> "Statistics":

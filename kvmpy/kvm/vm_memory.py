@@ -1,9 +1,9 @@
 """Memory slots: guest-physical memory as KVM knows it, and which of its pages are dirty (KVM API, 4.8, 4.35, 4.117)."""
 
 import ctypes
+from struct import Struct
 
 from kvmpy.abi.ioctls import IOCTLS
-from kvmpy.abi.structs.registers import kvm_userspace_memory_region
 from kvmpy.errors import UsageError
 from kvmpy.kvm.checked_struct import filled
 from kvmpy.kvm.descriptor import Descriptor
@@ -19,6 +19,7 @@ __all__ = ["VmMemory"]
 _LOG_DIRTY_PAGES, _READONLY, _GUEST_MEMFD = 1, 2, 4  # KVM_MEM_*
 _CAP_MANUAL_DIRTY_LOG_PROTECT2 = 168
 _SET_USER_MEMORY_REGION = IOCTLS["KVM_SET_USER_MEMORY_REGION"]
+_MEMORY_REGION = Struct("=IIQQQ")  # struct kvm_userspace_memory_region
 
 
 class _Slot:
@@ -67,8 +68,9 @@ class VmMemory(Descriptor):
         Raises UsageError for sizes and addresses that cannot be, OverlapError naming both regions when the place is
         taken. Host memory is used only for pages that are touched.
         """
-        check_range(address, size)
-        self.memory.check_free(address, size, f"{name} {address:#x}..{address + size - 1:#x}")
+        if self.memory.regions:
+            check_range(address, size)
+            self.memory.check_free(address, size, f"{name} {address:#x}..{address + size - 1:#x}")
         return self.add_memory(MemoryRegion.anonymous(address, size, huge_pages=huge_pages, name=name))
 
     def add_rom(self, address: int, data: bytes, *, name: str = "ROM") -> MemoryRegion:
@@ -140,8 +142,7 @@ class VmMemory(Descriptor):
                 number = self._free_number()
                 slot.more.append(number)
             host = region.host_address + start - region.address
-            request = kvm_userspace_memory_region(number, flags, start, size, host)
-            self._call(_SET_USER_MEMORY_REGION, ctypes.addressof(request))
+            self._set_region(number, flags, start, size, host)
 
     def create_guest_memfd(self, size: int, flags: int = 0) -> int:
         """The descriptor of a new guest_memfd of `size` bytes (section 4.142), which the caller closes."""
@@ -186,8 +187,7 @@ class VmMemory(Descriptor):
 
     def _delete(self, slot: _Slot) -> None:
         for number in (slot.number, *slot.more):
-            request = kvm_userspace_memory_region(slot=number, memory_size=0)
-            self._call(_SET_USER_MEMORY_REGION, ctypes.addressof(request))
+            self._set_region(number, 0, 0, 0, 0)
         slot.more = []
 
     def _free_number(self) -> int:
@@ -198,9 +198,11 @@ class VmMemory(Descriptor):
 
     def _tell(self, slot: _Slot, flags: int) -> None:
         region = slot.region
-        request = kvm_userspace_memory_region(slot.number, flags, region.address, region.size, region.host_address)
-        self._call(_SET_USER_MEMORY_REGION, ctypes.addressof(request))  # its type needs no check
+        self._set_region(slot.number, flags, region.address, region.size, region.host_address)
         slot.flags = flags
+
+    def _set_region(self, number: int, flags: int, address: int, size: int, host_address: int) -> None:
+        self._call(_SET_USER_MEMORY_REGION, _MEMORY_REGION.pack(number, flags, address, size, host_address))
 
     # Dirty pages
 

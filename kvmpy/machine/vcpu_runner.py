@@ -7,9 +7,8 @@ from collections import deque
 
 from kvmpy import exits
 from kvmpy._exit import Answered, Exit
-from kvmpy.kvm.kick import Unblocked
+from kvmpy.kvm.kick import HEARTBEAT, Unblocked
 from kvmpy.kvm.vcpu import Vcpu
-from kvmpy.kvm.vcpu_thread import HEARTBEAT
 from kvmpy.machine.outcome import End, Outcome
 from kvmpy.machine.run_control import RunControl
 from kvmpy.machine.run_loop import RunLoop

@@ -20,6 +20,10 @@ _U32 = Struct("<I")
 _U64 = Struct("<Q")
 
 
+def _address(region: MemoryRegion) -> int:
+    return region.address
+
+
 def _number(value: int, size: int) -> bytes:
     """An unsigned number as `size` bytes, little endian."""
     try:
@@ -60,8 +64,8 @@ class GuestMemory:
 
     def _set(self, regions: tuple[MemoryRegion, ...]) -> None:
         # New tuples instead of changed lists: a reader in another thread sees the old map or the new one.
-        self.regions = tuple(sorted(regions, key=lambda region: region.address))
-        self._starts = tuple(region.address for region in self.regions)
+        self.regions = regions = tuple(sorted(regions, key=_address)) if len(regions) > 1 else regions
+        self._starts = tuple(map(_address, regions))
 
     def region_at(self, address: int) -> MemoryRegion | None:
         """The region that holds the byte at `address`, or None for a hole."""
@@ -100,7 +104,7 @@ class GuestMemory:
 
     def write(self, address: int, data: "bytes | bytearray | memoryview") -> None:
         """Write `data` (anything with bytes in it) at `address`; it may span adjacent regions."""
-        source = memoryview(data).cast("B")
+        source = data if type(data) is bytes else memoryview(data).cast("B")
         region = self.region_at(address)
         if region is not None and len(source) <= region.end - address and not region.buffer.readonly:
             start = address - region.address

@@ -229,8 +229,8 @@ def test_ctrl_c_that_another_thread_receives_ends_a_run_without_a_deadline(sourc
         other = threading.Thread(target=stop.wait, args=(PATIENCE,))
         other.start()
         for _ in range(5):
-            threading.Timer(0.02, signal.pthread_kill, (other.ident or 0, signal.SIGINT)).start()
             with pytest.raises(KeyboardInterrupt):
+                threading.Timer(0.02, signal.pthread_kill, (other.ident or 0, signal.SIGINT)).start()
                 machine.run()
         stop.set()
         other.join()

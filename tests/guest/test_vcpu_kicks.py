@@ -340,8 +340,8 @@ def test_three_thousand_sigints_lose_and_double_nothing(in_generator: bool) -> N
 def test_ctrl_c_ends_a_run_that_never_exits_within_100_ms() -> None:
     with guest(SPIN) as vcpu:
         for _ in range(5):
-            threading.Timer(0.03, os.kill, (os.getpid(), signal.SIGINT)).start()
             with pytest.raises(KeyboardInterrupt):
+                threading.Timer(0.03, os.kill, (os.getpid(), signal.SIGINT)).start()
                 vcpu.run(timeout=PATIENCE)
 
 
@@ -354,11 +354,10 @@ def test_ctrl_c_that_another_thread_receives_ends_the_run_too() -> None:
 
         other = threading.Thread(target=wait)
         other.start()
-        threading.Timer(
-            0.03, signal.pthread_kill, (other.ident or 0, signal.SIGINT)
-        ).start()  # only the heartbeat brings the main thread out
         started = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
+            # Only the heartbeat brings the main thread out.
+            threading.Timer(0.03, signal.pthread_kill, (other.ident or 0, signal.SIGINT)).start()
             vcpu.run(timeout=PATIENCE)
         assert time.monotonic() - started < PATIENCE / 2
         stop.set()
