@@ -100,7 +100,8 @@ class RegisterSync:
         self._check()
         self._sregs_wanted = True
         self._u64[_VALID] |= SYNC_SREGS
-        if not self._sregs_loaded:
+        # Dirty ones are newer than the vCPU's: a KVM_RUN that failed early has not taken them.
+        if not self._sregs_loaded and not self._u64[_DIRTY] & SYNC_SREGS:
             self._transfer(KVM_GET_SREGS, self.address + SREGS)
             self._sregs_loaded = True
         if self._held_sregs:
