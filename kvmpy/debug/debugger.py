@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from kvmpy import exits
+from kvmpy.abi.flags import KVM_MP_STATE_HALTED
 from kvmpy.debug.breakpoint import Breakpoint, Point, Stop, StopKind, Watchpoint
 from kvmpy.debug.points import Points
 from kvmpy.debug.program_counter import linear_pc
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Debugger"]
 
+_BREAKPOINT = 3
+_HLT = b"\xf4"
 _STEP = 1 << 14
 """DR6.BS: a single step ended (SDM vol. 3, 18.2.3)."""
 
@@ -105,6 +108,9 @@ class Debugger(Points):
                 if self._patched(runner.vcpu, pc) is not None:
                     self._reached(vcpu, pc, self._breakpoints_at(runner.vcpu, pc))
                     return True
+                if isinstance(event, exits.Debug):  # the guest's own INT3 (KVM API, section 4.87)
+                    runner.vcpu.inject_exception(_BREAKPOINT)
+                    return True
         if self._listener is not None and type(event) not in runner.exit_handlers:
             outcome = runner.outcome_of(event)
             if outcome is not None and not outcome.ok:
@@ -128,7 +134,26 @@ class Debugger(Points):
         if points:
             self._reached(vcpu, pc, points)
         if stepped:
+            if self._has_halted(vcpu, pc):
+                return self._halt(vcpu)
             self._stepped(vcpu, pc)
+        return True
+
+    def _has_halted(self, vcpu: VcpuDebugging, pc: int) -> bool:
+        """Whether the step that ended at `pc` was that of a HLT."""
+        if vcpu.step_from is None or pc != vcpu.step_from + 1:
+            return False
+        try:
+            return self.read_memory(vcpu.vcpu, vcpu.step_from, 1) == _HLT
+        except UsageError:
+            return False
+
+    def _halt(self, vcpu: VcpuDebugging) -> bool:
+        """Where KVM's emulator executes HLT, the step takes the place of the exit, or of the sleep: do as HLT does."""
+        if not vcpu.vcpu.vm.irqchip:
+            return vcpu.runner.handle(exits.Hlt()) or True
+        vcpu.vcpu.set_mp_state(KVM_MP_STATE_HALTED)  # an interrupt that waits already ends it at once
+        self._stepped(vcpu, linear_pc(vcpu.vcpu))
         return True
 
     def _reached(self, vcpu: VcpuDebugging, pc: int, points: Sequence[Point]) -> None:

@@ -452,6 +452,22 @@ def test_a_breakpoint_set_where_the_guest_stands_counts_from_the_next_time_on(ha
         assert point.hits == 4
 
 
+def test_a_step_over_hlt_halts() -> None:
+    code, _ = assemble_with_symbols("nop; hlt; nop", address=CODE, bits=64)
+    with Machine(irqchip=False) as machine:
+        machine.load(FlatImage(code, CODE, "long"))
+        assert machine.step().end is End.STOPPED
+        assert machine.step().end is End.HALTED
+        assert machine.vcpus[0].regs.rip == CODE + 2
+
+
+def test_a_step_over_hlt_sleeps_until_an_interrupt_where_there_are_controllers() -> None:
+    with loaded("_start: cli; hlt; nop; jmp _start", 64) as (machine, _):
+        assert machine.step(2).end is End.STOPPED
+        assert machine.vcpus[0].regs.rip == CODE + 2
+        assert machine.run(SECONDS).end is End.HALTED
+
+
 # Somebody attached
 
 ENDLESS = "_start: inc rbx\nagain: inc rbx\njmp again"
