@@ -146,6 +146,14 @@ def test_a_client_that_does_not_read_costs_little_and_can_be_closed() -> None:
         assert len(session.link.output) < 1 << 20
 
 
+def test_more_requests_at_once_than_answers_are_kept_are_all_answered() -> None:
+    with SocketServer(ToyTarget()) as server, RemoteClient(server.address) as client:
+        client.stop_acknowledging()
+        client.socket.sendall(encode(b"m0,8000") * 20 + encode(b"qC"))
+        assert [len(client.answer()) for _ in range(20)] == [0x8000] * 20
+        assert client.answer() == b"QC1"
+
+
 def test_close_tells_a_gdb_that_waits_and_ends_the_thread() -> None:
     target = ToyTarget()
     before = threading.active_count()

@@ -202,9 +202,11 @@ class SocketServer:
             there = client.read()
         elif events & (select.POLLHUP | select.POLLERR):
             there = False
-        if there:
+        while there:
             client.hungry = client.session.work()
             there = client.flush()
+            if client.hungry or client.link.output or client.session.over:
+                break  # else there was more to answer than is kept at a time, and all of that is sent
         if not there or (client.session.over and not client.link.output):
             self._drop_client()
 
