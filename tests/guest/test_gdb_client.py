@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gdb_remote import gdb_command, run_gdb
+from gdb_remote import RemoteClient, gdb_command, run_gdb
 from gnu_toolchain import GuestProgram, assemble_with_symbols, compile_c
 from kvmpy import End, Machine
 from kvmpy.boot import ElfImage, FlatImage
@@ -208,6 +208,53 @@ def test_a_run_that_waits_for_gdb_goes_on_when_the_server_closes(kernel: GuestPr
         assert machine.running
         server.close()
         assert machine.wait(SECONDS).end is End.EXITED
+
+
+def test_two_vcpus_are_two_threads(kernel: GuestProgram) -> None:
+    machine = Machine(memory=4 << 20, vcpus=2, irqchip=False)
+    machine.load(ElfImage(kernel.elf))
+    state = machine.vcpus[0].cpu_state()
+    state.regs.rsp -= 0x4000
+    machine.vcpus[1].set_cpu_state(state)
+    with served(machine) as server:
+        said = run_gdb(
+            server.address, "break square", *["continue"] * 12, "info threads", "thread apply all -s p $pc != 0",
+            "next", "next", "finish", "set scheduler-locking on", "next", "next", "set scheduler-locking off",
+            "thread 2", "delete", "stepi", "next", "p $_thread", "info threads", program=kernel.elf,
+        )  # fmt: skip
+    hits = [line for line in said.splitlines() if "hit Breakpoint 1, square" in line]
+    assert len(hits) >= 12
+    assert {line.partition('"')[2].partition('"')[0] for line in hits} == {"vCPU 0", "vCPU 1"}
+    assert 'Thread 1 "vCPU 0" (running)' in said
+    assert 'Thread 2 "vCPU 1" (running)' in said
+    assert "rror" not in said
+
+
+@pytest.mark.slow
+def test_the_time_of_a_thousand_single_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _ = assemble_with_symbols("_start: inc rax\njmp _start", address=CODE, bits=64)
+
+    def seconds(*commands: str) -> float:
+        machine = Machine(memory=1 << 20, irqchip=False)
+        machine.load(FlatImage(code, CODE, "long"))
+        with served(machine) as server:
+            began = time.perf_counter()
+            said = run_gdb(server.address, *commands, "p $rax")
+            assert f"$1 = {500 * len(commands)}\n" in said
+            return time.perf_counter() - began
+
+    without = seconds()
+    stepping = seconds("stepi 1000") - without
+    machine = Machine(memory=1 << 20, irqchip=False)
+    machine.load(FlatImage(code, CODE, "long"))
+    with served(machine) as server, RemoteClient(server.address) as client:
+        client.stop_acknowledging()
+        began = time.perf_counter()
+        for _ in range(1000):
+            assert client.ask(b"vCont;s:1").startswith(b"T05")
+        bare = time.perf_counter() - began
+    with capsys.disabled():
+        print(f"1,000 single steps: {stepping:.2f} s by stepi in gdb, {bare:.2f} s by bare packets")
 
 
 # Assembly
