@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import random
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gnu_toolchain import assemble_with_symbols
@@ -23,7 +23,18 @@ from kvmpy.x86.gates import Gate, Idt
 from kvmpy.x86.long_mode import prepare
 from kvmpy.x86.registers import GENERAL_REGISTERS
 
-__all__ = ["ROOM", "Batch", "Outcome", "assemble_each", "batch", "canonical", "compare_batch", "counted", "xsave_image"]
+__all__ = [
+    "ROOM",
+    "Batch",
+    "Outcome",
+    "assemble_each",
+    "batch",
+    "canonical",
+    "compare_batch",
+    "compare_forms",
+    "counted",
+    "xsave_image",
+]
 
 CASES = 1000
 ROOM = AREA
@@ -225,17 +236,18 @@ class Batch:
             self.memory.write(at + GENERAL_IN, struct.pack("<16Q", *given.general))
             self.memory.write(at + FLAGS_IN, struct.pack("<Q", given.flags | 2))
 
-    def native(self, code: bytes) -> list[Outcome]:
-        """What the processor makes of them."""
+    def native(self, code: bytes, numbers: range | None = None) -> list[Outcome]:
+        """What the processor makes of them, or of those of one range."""
         memory, vcpu = self.memory, self.vcpu
+        numbers = range(len(self.cases)) if numbers is None else numbers
         memory.write(self.hole, code + b"\x90" * (_HOLE - len(code)))
-        for number, data in enumerate(self._filled):
-            memory.write(self.place(number), data)
-        memory.write(CURSOR, struct.pack("<QQQ", RECORDS, len(self.cases), 0))
+        for number in numbers:
+            memory.write(self.place(number), self._filled[number])
+        memory.write(CURSOR, struct.pack("<QQQ", RECORDS + RECORD * numbers.start, len(numbers), 0))
         vcpu.set_cpu_state(self.state)
         event = vcpu.run(timeout=20)
         assert isinstance(event, IoOut), f"{code.hex(' ')}: {event!r} at {vcpu.regs.rip:#x}"
-        return [self._outcome(number) for number in range(len(self.cases))]
+        return [self._outcome(number) for number in numbers]
 
     def _outcome(self, number: int) -> Outcome:
         record = self.memory.read(RECORDS + RECORD * number, RECORD)
@@ -301,13 +313,14 @@ def counted(given: Given, in_use: int) -> Given:
 
 def compare_batch(
     states: Batch, code: bytes, *, undefined: int = 0, leave_out: Callable[[Given], bool] = lambda given: False,
-    saves: bool = False,
+    saves: bool = False, numbers: range | None = None,
 ) -> None:  # fmt: skip
     """Everything must be equal but the flags that are `undefined`, in all cases but those to `leave_out`.
 
     `saves`: the instruction shows which components are in use, so the emulator gets those that the processor counts.
+    `numbers`: only these states.
     """
-    for number, native in enumerate(states.native(code)):
+    for number, native in enumerate(states.native(code, numbers), numbers.start if numbers else 0):
         given = states.cases[number]
         software = states.software(code, number, counted(given, native.in_use) if saves else None)
         native.flags &= ~undefined
@@ -317,6 +330,16 @@ def compare_batch(
             native.exception = _GENERAL_PROTECTION
         if software != native and not leave_out(given):
             raise AssertionError(f"{code.hex(' ')}: case {number}: {_differences(software, native)}")
+
+
+def compare_forms(states: Batch, codes: Mapping[str, bytes], forms: Sequence[str]) -> None:
+    """Compare the forms of one instruction, each in its share of the states."""
+    share = -(-len(states.cases) // len(forms))
+    for at, form in enumerate(forms):
+        try:
+            compare_batch(states, codes[form], numbers=range(at * share, min((at + 1) * share, len(states.cases))))
+        except AssertionError as error:
+            raise AssertionError(f"{form}: {error}") from None
 
 
 def _differences(software: Outcome, native: Outcome) -> str:

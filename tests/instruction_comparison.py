@@ -51,6 +51,7 @@ def components() -> dict[int, tuple[int, int, bool]]:
     return {number: place for number, place in xsave_layout().items() if place[0] + place[1] <= AREA}
 
 
+@functools.cache
 def xcr0() -> int:
     """XCR0 with these."""
     return 3 | sum(1 << number for number in components())

@@ -12,6 +12,12 @@ from kvmpy.x86.emulator import (
     locked,
     software_interrupts,
     system,
+    vector_cipher,
+    vector_elements,
+    vector_integer,
+    vector_moves,
+    vector_shifts,
+    vector_shuffles,
     x87_control,
     x87_environment,
     x87_moves,
@@ -27,7 +33,10 @@ __all__ = [
     "UnknownInstruction", "decode", "perform",
 ]  # fmt: skip
 
-_FAMILIES = (bit_manipulation, locked, software_interrupts, system, x87_control, x87_environment, x87_moves, xsave)
+_FAMILIES = (
+    bit_manipulation, locked, software_interrupts, system, vector_cipher, vector_elements, vector_integer, vector_moves,
+    vector_shifts, vector_shuffles, x87_control, x87_environment, x87_moves, xsave,
+)  # fmt: skip
 """The modules whose rows make the table."""
 
 _UD = 6

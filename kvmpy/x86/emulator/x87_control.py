@@ -1,17 +1,17 @@
-"""FNCLEX, FWAIT, FLDCW, FNSTSW AX, EMMS, LDMXCSR, STMXCSR (SDM vol. 2)."""
+"""FNCLEX, FWAIT, FLDCW, FNSTSW AX, EMMS (SDM vol. 2)."""
 
 from __future__ import annotations
 
-from kvmpy.x86.emulator.extended_state import FCW, FSW, FTW, SSE
+from kvmpy.x86.emulator.extended_state import FCW, FSW, FTW
 from kvmpy.x86.emulator.guest_exception import GuestException
 from kvmpy.x86.emulator.processor import Operands
 from kvmpy.x86.emulator.table import MEMORY, instruction
 from kvmpy.x86.emulator.x87_stack import check_pending, check_x87, rotate
-from kvmpy.x86.flags import Cr0, Cr4
+from kvmpy.x86.flags import Cr0
 
-_UD, _NM, _GP = 6, 7, 13
+_UD, _NM = 6, 7
 _RAX = 0
-_EM, _TS, _MP, _OSFXSR = int(Cr0.EM), int(Cr0.TS), int(Cr0.MP), int(Cr4.OSFXSR)
+_EM, _TS, _MP = int(Cr0.EM), int(Cr0.TS), int(Cr0.MP)
 _EXCEPTIONS, _STACK_FAULT = 0x3F, 0x40
 
 
@@ -49,29 +49,3 @@ def _emms(op: Operands) -> None:
     status = state.get(FSW, 2)
     state.put(FSW, rotate(state, status, -(status >> 11 & 7)), 2)  # TOP becomes 0 (SDM vol. 3, table 12-2)
     state.put(FTW, 0, 1)  # the abridged tag word: a bit is set for a register in use
-
-
-def check_sse(op: Operands) -> None:
-    """Raise #UD and #NM as an SSE instruction does (SDM vol. 3, 13.1.4)."""
-    sregs = op.cpu.sregs
-    if sregs.cr0 & _EM or not sregs.cr4 & _OSFXSR:
-        raise GuestException.of(_UD)
-    if sregs.cr0 & _TS:
-        raise GuestException.of(_NM)
-
-
-@instruction("ldmxcsr", 1, 0xAE, digit=2, operand=MEMORY)
-def _ldmxcsr(op: Operands) -> None:
-    check_sse(op)
-    state = op.cpu.extended_state()
-    value = op.load(4)
-    if value & ~state.mxcsr_bits:
-        raise GuestException.of(_GP, 0)
-    state.need(SSE)
-    state.current_mxcsr = value
-
-
-@instruction("stmxcsr", 1, 0xAE, digit=3, operand=MEMORY)
-def _stmxcsr(op: Operands) -> None:
-    check_sse(op)
-    op.store(op.cpu.extended_state().current_mxcsr, 4)
