@@ -21,7 +21,7 @@ ANSWERED = [block for block in SHELL if block.output is not None]
 
 TOOLS = {"apt-get", "echo", "pip", "printf", "sudo"}
 """Commands that a page may use and that are not ours."""
-PACKAGES = {"binutils", "gcc", "qemu-system-x86", "seabios"}
+PACKAGES = {"binutils", "chromium", "cpio", "gcc", "gdb", "qemu-system-x86", "seabios"}
 
 
 def environment() -> dict[str, str]:

@@ -90,7 +90,7 @@ def test_a_name_that_is_misspelt_gets_similar_ones() -> None:
 
 
 def test_a_line_of_an_image_without_lines_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match=r"no code is known to come from main\.c:12"):
+    with pytest.raises(UsageError, match="has no source lines"):
         address("main.c:12")
 
 
@@ -228,7 +228,7 @@ def test_a_part_of_a_line_is_taken_when_nothing_comes_for_a_while() -> None:
         output = GuestOutput()
         output.hold()
         output.write(b"login: ")
-        taken = [output.take() for _ in range(10)]
+        taken = [output.take() for _ in range(40)]
         assert taken.count(b"login: ") == 1
         assert taken.index(b"login: ") > 1
         output.write(b"x")
