@@ -437,19 +437,22 @@ def test_closing_the_server_lets_the_guest_go_on_and_tells_gdb() -> None:
         assert machine.running
 
 
-def test_closing_the_machine_before_the_server_hangs_nobody() -> None:
+@pytest.mark.parametrize("running", [True, False])
+def test_closing_the_machine_ends_the_session_and_the_server(running: bool) -> None:
     before = threading.active_count()
-    for running in (True, False):
-        machine, _ = loaded(COUNT)
-        with GdbServer(machine) as server, RemoteClient(server.address) as client:
-            client.ask(b"?")
-            machine.start(SECONDS)
-            if running:
-                client.send(b"c")
-                client_waits_for_running_guest(machine)
-            machine.close()
-            if not running:
-                assert client.ask(b"g").startswith(b"E")
+    machine, symbols = loaded(COUNT, vcpus=2)
+    server = GdbServer(machine)
+    with RemoteClient(server.address) as client:
+        client.ask(b"Z0,%x,1" % (symbols["work"] + 0x100))
+        machine.start(SECONDS)
+        if running:
+            client.send(b"c")
+            client_waits_for_running_guest(machine)
+        machine.close()
+        if running:
+            assert client.answer() == b"X09"
+        assert client.is_closed()
+    server.close()
     assert threading.active_count() == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING
 
 from kvmpy.debug.gdb.architecture import architecture_named
@@ -15,8 +16,20 @@ if TYPE_CHECKING:
 __all__ = ["GdbServer"]
 
 
+class _ClosedFirst:
+    """Closes a server, if it is still there, when the machine is closed: before a vCPU's registers go away."""
+
+    def __init__(self, server: GdbServer) -> None:
+        self._server = weakref.ref(server)
+
+    def close(self) -> None:
+        server = self._server()
+        if server is not None:
+            server.close()
+
+
 class GdbServer(SocketServer):
-    """Lets a gdb debug `machine`, until `close`. A context manager, with a thread of its own.
+    """Lets a gdb debug `machine`, until `close` or the end of the machine. A context manager with a thread of its own.
 
     `address` is (host, port), where port 0 means any that is free, or the path of a UNIX socket; `.address` says what
     it became. Whoever can connect can read and change the guest and end its run: give an address other than loopback
@@ -41,6 +54,8 @@ class GdbServer(SocketServer):
         except BaseException:
             self._machine_target.release()
             raise
+        for vcpu in machine.vcpus:
+            vcpu.attach(_ClosedFirst(self))
 
     def close(self) -> None:
         """End the session, telling gdb, and stop listening. The guest goes on, also one that waits for a gdb."""
