@@ -19,7 +19,7 @@ from kvmpy.debug.gdb.architecture import Architecture
 from kvmpy.debug.gdb.server import GdbServer
 from kvmpy.debug.gdb.target_description import describe
 from kvmpy.devices import DebugExit
-from kvmpy.errors import UsageError
+from kvmpy.errors import KvmError, UsageError
 
 pytestmark = pytest.mark.kvm
 
@@ -507,3 +507,23 @@ def test_nothing_is_left_behind() -> None:
                 client.ask(b"c")
         assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == (threads, files)
         assert machine.running
+
+
+def test_the_upper_halves_of_ymm_registers_are_there_when_the_guest_has_avx() -> None:
+    machine, _ = loaded("_start: jmp _start")
+    vcpu = machine.vcpus[0]
+    area = bytearray(vcpu.get_xsave())
+    area[512] |= 7  # XSTATE_BV: x87, SSE, AVX
+    area[576:592] = bytes(range(16))
+    try:
+        vcpu.set_xsave(bytes(area))
+    except KvmError:
+        machine.close()
+        pytest.skip("this host gives its guests no AVX")
+    description = describe(Architecture.X86_64, avx=True)
+    number = [register.name for register in description.registers].index("ymm0h")
+    with machine, GdbServer(machine, wait=True) as server, RemoteClient(server.address) as client:
+        assert b"org.gnu.gdb.i386.avx" in client.ask(b"qXfer:features:read:target.xml:0,ffff")
+        assert client.ask(b"p%x" % number) == bytes(range(16)).hex().encode()
+        assert client.ask(b"P%x=%s" % (number, b"5a" * 16)) == b"OK"
+        assert vcpu.get_xsave()[576:592] == b"\x5a" * 16
