@@ -23,20 +23,30 @@ code of its own, while it still runs on the loader's page tables."""
 
 
 class BootMemory:
-    """The lowest RAM from 0x8000 on that nothing in `ranges` uses, nor the BIOS; every piece becomes one of `ranges`.
+    """The lowest RAM from 0x8000 on that is not `taken`; every piece handed out becomes one of `ranges`.
 
-    `image` is what errors name.
+    `ranges` are what has been put into memory, `reserved` what must stay free besides. `image` is what errors name.
     """
 
     def __init__(self, memory: GuestMemory, ranges: Iterable[LoadedRange], image: str) -> None:
         self.memory = memory
         self.ranges = list(ranges)
+        self.reserved: list[LoadedRange] = []
         self._image = image
+
+    @property
+    def used(self) -> tuple[LoadedRange, ...]:
+        """What has an owner already. Tables of a firmware may still go where a BIOS is on a PC."""
+        return (*self.ranges, *self.reserved)
+
+    @property
+    def taken(self) -> tuple[LoadedRange, ...]:
+        """All that nothing else may be put into."""
+        return (*self.used, BIOS_HOLE)
 
     def place(self, size: int, name: str, *, alignment: int = 8, below: int = FOUR_GIB) -> int:
         """The address of `size` bytes for `name`. Not cleared. Raises ImageError when there is no room."""
-        taken = (*self.ranges, BIOS_HOLE)
-        address = lowest_free(self.memory, size, taken, alignment=alignment, above=LOWEST, below=below)
+        address = lowest_free(self.memory, size, self.taken, alignment=alignment, above=LOWEST, below=below)
         if address is None:
             raise ImageError(
                 f"no {size:#x} bytes between {LOWEST:#x} and {below:#x} are left for the {name} "

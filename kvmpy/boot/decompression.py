@@ -22,7 +22,8 @@ _XZ_MEMORY = 1 << 29
 _LZ4_BLOCK = 8 << 20
 """What each block of a legacy frame holds, but the last (LZ4 frame format description, "Legacy frame")."""
 _LZ4_LARGEST = _LZ4_BLOCK + _LZ4_BLOCK // 255 + 16  # LZ4_compressBound()
-_PIECE = 8 << 20
+_ZSTD_PIECE = 2048
+"""Bytes given to Zstandard at once. It has no limit for what comes out: four bytes may be 128 KiB of one value."""
 
 
 class _BrokenStreamError(Exception):
@@ -138,16 +139,19 @@ def _zstd(data: bytes, size: int) -> bytes:
         import zstandard
     except ImportError:
         raise _MissingPackageError("zstandard") from None
+    stream = zstandard.ZstdDecompressor().decompressobj()
     pieces = []
     length = 0
+    view = memoryview(data)
     try:
-        with zstandard.ZstdDecompressor().stream_reader(data) as stream:
-            while length <= size and (piece := stream.read(min(_PIECE, size + 1 - length))):
-                pieces.append(piece)
-                length += len(piece)
+        for position in range(0, len(data), _ZSTD_PIECE):
+            pieces.append(stream.decompress(view[position : position + _ZSTD_PIECE]))
+            length += len(pieces[-1])
+            if stream.eof or length > size:
+                break
     except zstandard.ZstdError as error:
         raise _BrokenStreamError(error) from None
-    return b"".join(pieces)
+    return _whole(b"".join(pieces), stream.eof, size)
 
 
 def _none(data: bytes, size: int) -> bytes:

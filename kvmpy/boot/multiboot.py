@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from kvmpy.boot.boot_memory import BootMemory
-from kvmpy.boot.e820 import BIOS_HOLE, ONE_MIB, e820_map
+from kvmpy.boot.e820 import ONE_MIB, e820_map
 from kvmpy.boot.elf import ElfImage
 from kvmpy.boot.firmware_tables import place_tables
 from kvmpy.boot.image import Entry, LoadedRange, RomMapping
@@ -106,7 +106,7 @@ class MultibootKernel:
         area = BootMemory(memory, (), self._source.name)
         entry, ranges = self._load_kernel(memory)
         area.ranges += ranges
-        placed = place_tables(self._tables, memory, area.ranges)
+        placed = place_tables(self._tables, memory, area.used)
         area.ranges += placed.ranges
         above = max(ONE_MIB, *(loaded.end for loaded in ranges))
         modules = [self._load_module(source, string, area, above) for source, string in self._modules]
@@ -209,8 +209,7 @@ class MultibootKernel:
 
     @staticmethod
     def _load_module(source: ImageSource, string: bytes, area: BootMemory, above: int) -> LoadedModule:
-        taken = (*area.ranges, BIOS_HOLE)
-        address = lowest_free(area.memory, max(source.size, 1), taken, alignment=_PAGE, above=above)
+        address = lowest_free(area.memory, max(source.size, 1), area.taken, alignment=_PAGE, above=above)
         if address is None:
             raise ImageError(
                 f"no {source.size:#x} bytes are free for this module below 4 GiB "

@@ -37,7 +37,7 @@ def load_sections(image: ElfImage, area: BootMemory, above: int) -> SectionHeade
         if section.type not in (0, SHT_NOBITS) and section.size and not section.address
     ]
     size = sum(headers[index].size + 15 & -16 for index in loose)
-    address = lowest_free(area.memory, size, area.ranges, alignment=16, above=above, below=FOUR_GIB)
+    address = lowest_free(area.memory, size, area.taken, alignment=16, above=above, below=FOUR_GIB)
     if address is None:
         return None
     if size:

@@ -35,16 +35,16 @@ LARGEST_KERNEL = 1 << 30
 class Placement:
     """Where the protected-mode kernel goes, and the RAM that it needs there.
 
-    `address` is that of its first byte, `alignment` what it was aligned to (kernel_alignment), and `ranges` what the
-    file's bytes and the unpacked kernel take.
+    `loaded` is where the bytes of the file go, `alignment` what that was aligned to (kernel_alignment), and `unpacked`
+    what the kernel uses before it has read the memory map, empty when it does not say.
     """
 
-    __slots__ = ("address", "alignment", "ranges")
+    __slots__ = ("alignment", "loaded", "unpacked")
 
-    def __init__(self, address: int, alignment: int, ranges: list[LoadedRange]) -> None:
-        self.address = address
+    def __init__(self, alignment: int, loaded: LoadedRange, unpacked: LoadedRange) -> None:
         self.alignment = alignment
-        self.ranges = ranges
+        self.loaded = loaded
+        self.unpacked = unpacked
 
 
 class BzImage:
@@ -141,8 +141,13 @@ class BzImage:
         if not header["relocatable_kernel"] or not self.loaded_high:
             address = ONE_MIB if self.loaded_high else LOADED_LOW
             placement = self._placement(address, header["kernel_alignment"], header["pref_address"] or address)
-            self._check_free(memory, placement, taken)
-            return placement
+            if self._fits(memory, placement, taken):
+                return placement
+            raise header.refusal(
+                "relocatable_kernel",
+                f"the kernel runs only where it is linked for, {placement.loaded} and {placement.unpacked}, which is "
+                f"not all free RAM (the guest has {ram_text(memory)})",
+            )
         need = max(self.protected_size, header["init_size"])
         for alignment in self._alignments():
             lowest = lowest_free(memory, need, taken, alignment=alignment, above=ONE_MIB)
@@ -164,10 +169,8 @@ class BzImage:
             alignment >>= 1
 
     def _placement(self, address: int, alignment: int, start: int) -> Placement:
-        ranges = [LoadedRange(address, self.protected_size, "kernel")]
-        if self.header["init_size"]:
-            ranges.append(LoadedRange(start, self.header["init_size"], "unpacked kernel"))
-        return Placement(address, alignment, ranges)
+        loaded = LoadedRange(address, self.protected_size, "kernel")
+        return Placement(alignment, loaded, LoadedRange(start, self.header["init_size"], "unpacked kernel"))
 
     @staticmethod
     def _fits(memory: GuestMemory, placement: Placement, taken: Sequence[LoadedRange]) -> bool:
@@ -175,16 +178,9 @@ class BzImage:
         return all(
             any(start <= wanted.address and wanted.end <= end for start, end in spans)
             and not any(used.overlaps(wanted.address, wanted.size) for used in taken)
-            for wanted in placement.ranges
+            for wanted in (placement.loaded, placement.unpacked)
+            if wanted.size
         )
-
-    def _check_free(self, memory: GuestMemory, placement: Placement, taken: Sequence[LoadedRange]) -> None:
-        if not self._fits(memory, placement, taken):
-            raise self.header.refusal(
-                "relocatable_kernel",
-                f"the kernel runs only where it is linked for, {', '.join(map(repr, placement.ranges))}, which is not "
-                f"all free RAM (the guest has {ram_text(memory)})",
-            )
 
     def __repr__(self) -> str:
         return f"<BzImage {self.source.name} boot protocol {self.header.protocol}>"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from kvmpy.boot.e820 import BIOS_HOLE
 from kvmpy.boot.image import LoadedRange
 from kvmpy.boot.image_source import ImageSource
 from kvmpy.boot.initramfs import Initramfs
@@ -42,10 +41,9 @@ def load_initrd(
 
     With `anywhere` it may be above that when it does not fit below. Raises ImageError when there is no room.
     """
-    blocked = (*taken, BIOS_HOLE)
-    address = highest_free(memory, source.size, blocked, below=highest + 1)
+    address = highest_free(memory, source.size, taken, below=highest + 1)
     if address is None and anywhere:
-        address = highest_free(memory, source.size, blocked, below=NO_LIMIT)
+        address = highest_free(memory, source.size, taken, below=NO_LIMIT)
     if address is None:
         raise ImageError(
             f"no {source.size:#x} bytes are free for the initrd at or below {highest:#x} "

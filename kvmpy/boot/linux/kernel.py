@@ -126,7 +126,7 @@ class LinuxKernel:
             return self._load_real_mode(memory, header)
         area = BootMemory(memory, (), self._source.name)
         entry = self._load_kernel(area, header)
-        placed = place_tables(self._tables, memory, area.ranges)
+        placed = place_tables(self._tables, memory, area.used)
         area.ranges += placed.ranges
         memory_map = e820_map(memory, placed.memory_map)
         rsdp = self._rsdp or placed.rsdp
@@ -222,7 +222,7 @@ class LinuxKernel:
             if header["init_size"]:
                 # Before it has read the memory map the kernel may use all of this.
                 start = min(segment.address for segment in self.elf.segments)
-                area.ranges.append(LoadedRange(start, header["init_size"], "kernel's first memory"))
+                area.reserved.append(LoadedRange(start, header["init_size"], "kernel's first memory"))
             return self._entry
         assert self.bzimage is not None
         return self._entry + self._load_protected_mode_code(self.bzimage, area, header)
@@ -230,18 +230,19 @@ class LinuxKernel:
     def _load_protected_mode_code(self, image: BzImage, area: BootMemory, header: SetupHeader) -> int:
         placement = image.place(area.memory, area.ranges)
         image.source.copy_to(
-            area.memory, placement.address, image.setup_size, image.protected_size, "the protected-mode kernel"
+            area.memory, placement.loaded.address, image.setup_size, image.protected_size, "the protected-mode kernel"
         )
-        header["code32_start"] = placement.address
+        header["code32_start"] = placement.loaded.address
         header["kernel_alignment"] = placement.alignment
-        area.ranges += placement.ranges
-        return placement.address
+        area.ranges.append(placement.loaded)
+        area.reserved.append(placement.unpacked)
+        return placement.loaded.address
 
     def _load_initrd(self, area: BootMemory, header: SetupHeader) -> LoadedRange | None:
         if self._initrd is None:
             return None
         anywhere = self.protocol == "64" and bool(header["xloadflags"] & XLoadFlags.XLF_CAN_BE_LOADED_ABOVE_4G)
-        loaded = load_initrd(self._initrd, area.memory, area.ranges, header.highest_initrd, anywhere=anywhere)
+        loaded = load_initrd(self._initrd, area.memory, area.taken, header.highest_initrd, anywhere=anywhere)
         area.ranges.append(loaded)
         header["ramdisk_image"] = loaded.address & 0xFFFF_FFFF
         header["ramdisk_size"] = loaded.size & 0xFFFF_FFFF
@@ -258,7 +259,7 @@ class LinuxKernel:
         segment = RealModeSegment.of(self.bzimage)
         area = BootMemory(memory, [segment.range], self._source.name)
         self._load_protected_mode_code(self.bzimage, area, header)
-        area.ranges += place_tables(self._tables, memory, area.ranges).ranges
+        area.ranges += place_tables(self._tables, memory, area.used).ranges
         header["setup_data"] = self._place_setup_data(self._setup_data, area, header)
         self._load_initrd(area, header)
         segment.fill_header(header, self._command_line)
