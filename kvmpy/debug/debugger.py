@@ -77,7 +77,7 @@ class Debugger(Points):
                     passed = None
             vcpu.over = passed
         vcpu.apply()
-        if vcpu.debug.stepping:
+        if vcpu.stepping:
             vcpu.step_from = linear_pc(runner.vcpu)
 
     def _stepped(self, vcpu: VcpuDebugging, pc: int) -> None:
@@ -121,7 +121,7 @@ class Debugger(Points):
 
     def _debug_exception(self, vcpu: VcpuDebugging, dr6: int) -> bool:
         pc = linear_pc(vcpu.vcpu)
-        stepped = bool(dr6 & _STEP) and vcpu.debug.stepping
+        stepped = bool(dr6 & _STEP) and vcpu.stepping
         vcpu.accessed = False
         if vcpu.over is not None:
             self._passed(vcpu)

@@ -30,6 +30,8 @@ class VcpuDebugging:
         """The one that the present single step passes."""
         self.lifted: int | None = None
         """Where, guest-physical, a software breakpoint is lifted for that."""
+        self.stepping = False
+        """Whether the debugger has the present instruction stepped."""
         self.step_from: int | None = None
         """The linear address of the instruction that is being stepped."""
         self.stopped_at: int | None = None
@@ -41,11 +43,14 @@ class VcpuDebugging:
 
     def apply(self) -> None:
         """Tell KVM what is to stop the vCPU from its next entry on."""
-        stepping = self.steps > 0 or self.over is not None
-        self.debug.stepping = stepping
+        self.stepping = stepping = self.steps > 0 or self.over is not None
+        if stepping:
+            self.debug.step(self, past=self.over)
+        else:
+            self.debug.run(self)
         # KVM reports no step of an instruction that leaves the guest by itself, such as OUT: it has to be noticed.
         self.runner.loop.tell_accesses(self._access if stepping else None)
-        self.debug.apply(without=self.over)
+        self.debug.apply()
 
     def _access(self) -> None:
         self.accessed = True

@@ -52,14 +52,13 @@ class GuestDebug:
     def __init__(self, vcpu: Vcpu) -> None:
         self._vcpu = vcpu
         self._registers: dict[int, DebugRegister] = {}
-        self.stepping = False
-        """Whether KVM_RUN comes back after one instruction."""
+        self._steps: dict[object, int | None] = {}
+        """Who wants KVM_RUN to come back after one instruction -> the breakpoint that it passes by that."""
         self.software = False
         """Whether INT3 in the guest is an exit."""
         self.traced = False
         """Whether a tracer wants to see every instruction. Interrupts are not held back for it: the guest shall do what
         it does without."""
-        self._without: int | None = None
         self._applied: tuple[int, ...] = (0,)
         known = vcpu.vm.check_extension(_CAP_SET_GUEST_DEBUG2)
         self._block_interrupts = known & KVM_GUESTDBG_BLOCKIRQ
@@ -84,16 +83,32 @@ class GuestDebug:
         """The registers that DR6, from a Debug exit, says were hit (SDM vol. 3, 18.2.3)."""
         return [register for slot, register in self._registers.items() if dr6 >> slot & 1]
 
-    def apply(self, *, without: int | None = None) -> None:
-        """Tell KVM. `without`: an address whose execution shall not stop now, because it is the next instruction."""
-        self._without = without
+    @property
+    def stepping(self) -> bool:
+        """Whether KVM_RUN comes back after one instruction."""
+        return bool(self._steps)
+
+    def step(self, owner: object, *, past: int | None = None) -> None:
+        """Have KVM_RUN come back after one instruction until `owner` calls `run`; interrupts wait meanwhile.
+
+        `past`: the address of an execution breakpoint that does not stop it.
+        """
+        self._steps[owner] = past
+
+    def run(self, owner: object) -> None:
+        """`owner` wants no more steps."""
+        self._steps.pop(owner, None)
+
+    def apply(self) -> None:
+        """Tell KVM."""
+        passed = self._steps.values()
         registers = {
             slot: register
             for slot, register in self._registers.items()
-            if without is None or register.kind != "execute" or register.address != without
+            if register.kind != "execute" or register.address not in passed
         }
         control = KVM_GUESTDBG_USE_HW_BP if registers else 0
-        if self.stepping:
+        if self._steps:
             # An interrupt that waits would otherwise make the step end in its handler.
             control |= KVM_GUESTDBG_SINGLESTEP | self._block_interrupts
         elif self.traced:
@@ -108,10 +123,6 @@ class GuestDebug:
             dr7 |= register.dr7(slot)
         setting = (control, dr7, *addresses)
         # A step is always told anew: KVM remembers the RIP at which it began.
-        if self.stepping or self.traced or setting != self._applied:
+        if self._steps or self.traced or setting != self._applied:
             self._vcpu.set_guest_debug(control, addresses if registers else (), dr7 | 0x400 if registers else 0)
             self._applied = setting
-
-    def renew(self) -> None:
-        """Tell KVM the same again: it sets RFLAGS.TF anew, which some instructions clear."""
-        self.apply(without=self._without)

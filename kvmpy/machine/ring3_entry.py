@@ -96,7 +96,7 @@ class Ring3Entry:
         """An exit at one of the handlers, or after the step past one: True, and the guest can go on."""
         if self._passing:
             self._passing = False
-            self._runner.debug.stepping = False
+            self._runner.debug.run(self)
             self._runner.debug.apply()
             return True
         vector = next((vector for vector, register in self._handlers.items() if register.address == event.pc), None)
@@ -113,14 +113,13 @@ class Ring3Entry:
 
     def _pass_handler(self, cpu: EmulatedProcessor) -> None:
         """Pass the breakpoint: do the handler's first instruction in software if it is known, else by a step."""
-        vcpu = self._vcpu
         try:
             code = cpu.memory.read(cpu.general[_RIP], 15)
             perform(cpu, code, 64)
         except (GuestException, GuestMemoryError, UnknownInstruction, TruncatedInstruction):
             self._passing = True
-            self._runner.debug.stepping = True
-            self._runner.debug.apply(without=vcpu.regs.rip)
+            self._runner.debug.step(self, past=cpu.general[_RIP])
+            self._runner.debug.apply()
             return
         cpu.write_back()
 

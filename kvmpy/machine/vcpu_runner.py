@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kvmpy.machine.emulated_processor import InstructionCompletion
     from kvmpy.machine.guest_debug import GuestDebug
     from kvmpy.machine.observed_loop import Observer
+    from kvmpy.machine.ring3_entry import Ring3Entry
 
     ExitHandler = Callable[[Vcpu, Exit], Outcome | None]
 
@@ -42,6 +43,7 @@ __all__ = ["VcpuRunner"]
 _FIRST_TICK = 0.002
 """Seconds. Each tick comes after twice the time, up to HEARTBEAT: a guest of a millisecond ends at once."""
 
+_EFER, _SYSCALL_ENABLE = 0xC000_0080, 1
 _MP_UNINITIALIZED, _MP_INIT_RECEIVED, _MP_HALTED = 1, 2, 3  # KVM_MP_STATE_*
 
 
@@ -56,6 +58,9 @@ class VcpuRunner:
         self.observer: Observer | None = None
         """Who is told of every exit; `observe` sets it."""
         self._observed_by: Observer | None = None
+        self.repairs_ring3_entry = True
+        """Whether SYSCALL and INT n of ring 3 are repaired where this host's KVM gets them wrong."""
+        self.ring3_entry: Ring3Entry | None = None
         self.software_instructions = True
         self.completion: InstructionCompletion | None = None
         """What performs instructions that KVM gives up on, from the first one on."""
@@ -152,6 +157,8 @@ class VcpuRunner:
                 control.park(vcpu)
             elif not kicked or control.counting:
                 self._look_whether_idle()
+            if self.repairs_ring3_entry and not kicked and not control.leaving:
+                self._look_after_ring3_entry()
             while self._posted and not control.leaving:
                 self._posted.popleft()()
             if not control.leaving:
@@ -211,6 +218,8 @@ class VcpuRunner:
             if not self.control.leaving:
                 self.inspector.before_entry(self)
             return self.control.leaving
+        if self.ring3_entry is not None and type(event) is exits.Debug and self.ring3_entry.inspect(event):
+            return self.control.leaving
         return self.handle(event)
 
     def handle(self, event: Exit) -> bool:
@@ -223,6 +232,19 @@ class VcpuRunner:
             self.control.finish(outcome)
         # The instruction whose answer KVM waits for is completed first; the kick of the end brings the vCPU out again.
         return self.control.leaving and not isinstance(event, Answered)
+
+    def _look_after_ring3_entry(self) -> None:
+        """Once the guest has enabled SYSCALL: have it repaired, where it needs to be."""
+        if self.ring3_entry is None:
+            if not self.vcpu.get_msr(_EFER) & _SYSCALL_ENABLE:
+                return
+            from kvmpy.machine.ring3_entry import Ring3Entry, needs_repair
+
+            if not needs_repair():
+                self.repairs_ring3_entry = False
+                return
+            self.ring3_entry = Ring3Entry(self)
+        self.ring3_entry.arm()
 
     def _complete(self, event: exits.InternalError) -> bool:
         """Have an instruction that KVM could not emulate done in software, if it may be and is known."""

@@ -158,7 +158,7 @@ class VcpuSteps:
 
     def _ask_again(self) -> None:
         if self._on:
-            self._debug.renew()
+            self._debug.apply()
 
     def _passage(self, at: int, there: int, departure: Departure | None) -> Passage:
         if departure is not None and departure.target is not None:

@@ -110,7 +110,7 @@ class _Recorder:
             return Outcome(End.STOPPED, f"the replay was to end at {vcpu.regs.rip:#x}", vcpu=vcpu.id)
         if self.count >= self._steps:
             return Outcome(End.STOPPED, f"the replay ended after {self.count} instructions", vcpu=vcpu.id)
-        self._debug.renew()
+        self._debug.apply()
         return None
 
     def _reached(self) -> bool:

@@ -197,7 +197,7 @@ class _KvmSteps:
         self._debug.apply()
 
     def renew(self) -> None:
-        self._debug.renew()
+        self._debug.apply()
 
     def is_step(self, what: What) -> bool:
         return type(what) is Debug and bool(what.dr6 & _STEP)
