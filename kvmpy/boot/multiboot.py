@@ -178,7 +178,7 @@ class MultibootKernel:
 
         if not fits(elf) and elf.position_independent:
             alignment = max(1, wanted.align, *(segment.header.align for segment in elf.segments))
-            if alignment & (alignment - 1):
+            if wanted.align & (wanted.align - 1):
                 raise ImageError(f"align is {wanted.align:#x}, not a power of two", self._source.name, wanted.offset)
             linked = elf.segments[0].address - elf.bias
             base = (wanted.min_addr + alignment - 1 & -alignment) + linked % alignment
