@@ -10,6 +10,7 @@ from kvmpy.errors import CapabilityError, ClosedError, ForkedError, KvmError, Us
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Any, Self
 
@@ -102,6 +103,18 @@ class Descriptor:
         the kernel fills in place). Answers the kernel's return value; raises KvmError with the ioctl's name otherwise,
         UsageError for an ioctl of another descriptor or an argument of another type.
         """
+        return self._call(*self._checked(name, argument))
+
+    def prepared(self, name: str, argument: "Any" = None) -> "Callable[[], int]":
+        """`ioctl` for one that is called often: a function without parameters, which looks nothing up again.
+
+        A structure is filled in place, or read, at every call.
+        """
+        entry, checked = self._checked(name, argument)
+        return lambda: self._call(entry, checked)
+
+    def _checked(self, name: str, argument: "Any") -> "tuple[Ioctl, Any]":
+        """The table's entry, and the argument as ctypes takes it. Raises UsageError for one that is not right."""
         entry = IOCTLS.get(name)
         if entry is None:
             raise UsageError(f"there is no ioctl {name!r} in kvmpy.abi.ioctls.IOCTLS")
@@ -110,16 +123,16 @@ class Descriptor:
         if entry.argument is None:
             if argument is not None:
                 raise UsageError(f"{name} takes no argument")
-            return self._call(entry, 0)
+            return entry, 0
         if entry.argument == "int":
             if not isinstance(argument, int) or not 0 <= argument < 1 << 64:
                 raise UsageError(f"{name} takes an int of 64 bits, not {argument!r}")
-            return self._call(entry, ctypes.c_void_p(argument))
+            return entry, ctypes.c_void_p(argument)
         expected = entry.argument_type
         if expected is None or not isinstance(argument, expected):
             raise UsageError(f"{name} takes a {entry.argument}, not {argument!r}")
         _check_room(name, argument)
-        return self._call(entry, ctypes.byref(argument))
+        return entry, ctypes.byref(argument)
 
     def _call(self, entry: Ioctl, argument: "Any" = 0) -> int:
         """The ioctl itself, without a look at the argument. EINTR and EAGAIN are errors like all others.

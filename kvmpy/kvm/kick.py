@@ -113,28 +113,27 @@ _JUST_THIS = (KICK_SIGNAL,)
 class PreparedThread:
     """A thread that runs vCPUs. Unlike its ids, Python's `ident` and Linux's `tid`, no other thread ever is it."""
 
-    __slots__ = ("_beats", "ident", "is_main", "tid", "unblocked")
+    __slots__ = ("ident", "is_main", "needs_heartbeat", "tid", "unblocked")
 
     def __init__(self) -> None:
         self.ident, self.tid = get_ident(), get_native_id()
         self.is_main = self.tid == _process
         """Whether it is the thread in which Python handles signals: Linux numbers it like the process."""
-        self._beats = False
+        self.needs_heartbeat = self.is_main
         self.unblocked = False
         """Whether the kick signal is delivered wherever the thread is, to no effect but that KVM_RUN comes back."""
 
     # All are called by this thread.
 
-    def keep_beating(self) -> None:
+    def start_heartbeat(self) -> None:
         """Have every KVM_RUN of this thread come back at the next heartbeat.
 
         The timer beats on for good, which costs nothing: outside KVM_RUN its signal stays pending, and stops it.
         """
-        if not self._beats:
-            timer = KickTimer()
-            timer.arm(HEARTBEAT, HEARTBEAT)
-            _this_thread.heart = timer
-            self._beats = True
+        timer = KickTimer()
+        timer.arm(HEARTBEAT, HEARTBEAT)
+        _this_thread.heart = timer
+        self.needs_heartbeat = False
 
     # `finally`: an exception of a signal handler can break in behind the system call.
 

@@ -267,6 +267,11 @@ class LiveSystemRegisters:
         self._area[INTERRUPTS:SREGS_SIZE] = image
         self._sync.mark_sregs()
 
+    def control_registers(self) -> list[int]:
+        """CR0, CR2, CR3, CR4, CR8, EFER and the APIC base in one look."""
+        self._sync.need_sregs()
+        return self._control.tolist()
+
     def copy(self) -> SystemRegisters:
         """The registers now, as a plain value that does not change."""
         self._sync.need_sregs()

@@ -1,7 +1,6 @@
 """Which registers of a vCPU are loaded, which are dirty, and when they travel (KVM API, section 6.12)."""
 
 from kvmpy.abi.ioctls import KVM_GET_REGS, KVM_GET_SREGS, KVM_SET_REGS, KVM_SET_SREGS
-from kvmpy.errors import ClosedError
 from kvmpy.kvm.register_images import REGS_SIZE, SREGS_SIZE
 from kvmpy.kvm.run_page import (
     DIRTY_REGS,
@@ -11,6 +10,7 @@ from kvmpy.kvm.run_page import (
     SYNC_REGS,
     SYNC_SREGS,
     VALID_REGS,
+    ClosedRunPage,
     RunPage,
 )
 from kvmpy.memory.region import host_address_of
@@ -112,8 +112,14 @@ class RegisterSync:
         self._check()
         self.area[REGS:_REGS_END] = regs
         self.area[SREGS:_SREGS_END] = sregs
-        self.mark_regs(ALL)
-        self.mark_sregs()
+        if self._pending():
+            self.mark_regs(ALL)
+            self.mark_sregs()
+        else:  # the same in one step
+            self._regs_loaded = self._sregs_loaded = True
+            self._attempt = sregs
+            self._u64[_DIRTY] = SYNC_REGS | SYNC_SREGS
+            self._u64[_VALID] |= SYNC_SREGS
 
     def will_write(self) -> None:
         """Before all registers of a kind are overwritten: nothing needs to be loaded."""
@@ -194,14 +200,9 @@ class RegisterSync:
         """The vCPU's registers changed behind our back: load them again at the next look."""
         self._regs_loaded = self._sregs_loaded = False
 
-    def close(self, owner: str) -> None:
+    def close(self, closed: ClosedRunPage) -> None:
         """Let go of the area and of the vCPU; a look at a register raises ClosedError from now on."""
-
-        def closed(*_: object) -> bool:
-            raise ClosedError(f"{owner} was used after it was closed")
-
-        self._check = self._transfer = closed  # type: ignore[assignment]
-        self._pending = closed
+        self._check = self._transfer = self._pending = closed
         if not self.synced:  # else they are the page's
             self._u64.release()
             self.area.release()

@@ -4,6 +4,10 @@ import mmap
 
 from kvmpy.errors import ClosedError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
 __all__ = [
     "EXIT_REASON",
     "IMMEDIATE_EXIT",
@@ -121,10 +125,14 @@ class RunPage:
 
 
 class ClosedRunPage:
-    """Stands in for the page of a closed vCPU: every use raises ClosedError."""
+    """Stands in for the page of a closed vCPU, and for what was done with it: every use raises ClosedError."""
 
-    def __init__(self, owner: str) -> None:
-        self._owner = owner
+    __slots__ = ("_vcpu",)
 
-    def __getattr__(self, name: str) -> object:
-        raise ClosedError(f"{self._owner} was used after it was closed")
+    def __init__(self, vcpu: int) -> None:
+        self._vcpu = vcpu
+
+    def __call__(self, *_: object) -> "NoReturn":
+        raise ClosedError(f"<Vcpu {self._vcpu} closed> was used after it was closed")
+
+    __getattr__ = __call__

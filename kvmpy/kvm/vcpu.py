@@ -96,9 +96,9 @@ class Vcpu(VcpuThread):
 
         Raises VcpuBusyError while another thread runs it.
         """
-        if self.closed:
+        if self._fd < 0:
             return
-        if not self._forked:
+        if self._owner and not self._forked:
             self.check_idle()
         super().close()
         # What refers to the mapping, or in a circle to this object, goes now and not with the next garbage collection.
@@ -106,11 +106,11 @@ class Vcpu(VcpuThread):
             attachment.close()
         self._attachments = ()
         self._drop_registers()
-        name = repr(self)
-        self._sync.close(name)
+        closed = ClosedRunPage(self.id)
+        self._sync.close(closed)
         self.enter, self.entry = raw_ioctl, (-1, KVM_RUN, 0)
         self.page.drop()
-        self.page = ClosedRunPage(name)  # type: ignore[assignment]
+        self.page = closed  # type: ignore[assignment]
         self._vm = None
 
     def __repr__(self) -> str:
@@ -149,7 +149,10 @@ class Vcpu(VcpuThread):
             if reasons[_REASON] in NOT_FROM_THE_GUEST:
                 if self._kicked:  # perhaps an exception broke in while the kick was being taken
                     page.u8[IMMEDIATE_EXIT] = 1
-                self._arm_for_run(here, timeout)
+                if here.needs_heartbeat:
+                    here.start_heartbeat()
+                if timeout is not None:
+                    self._arm_for_run(here, timeout)
                 page.runs[0] += 1
                 reasons[_REASON] = NO_EXIT
                 while self.enter(*self.entry) < 0:

@@ -12,6 +12,7 @@ from _thread import get_ident
 from kvmpy.abi.ioctls import IOCTLS
 from kvmpy.errors import VcpuBusyError
 from kvmpy.kvm import kick
+from kvmpy.kvm.descriptor import raw_ioctl
 from kvmpy.kvm.kick import HEARTBEAT, prepare_thread
 from kvmpy.kvm.run_page import IMMEDIATE_EXIT
 from kvmpy.kvm.vcpu_registers import VcpuRegisters
@@ -86,10 +87,10 @@ class VcpuThread(VcpuRegisters):
         """Have KVM let the kick signal through inside KVM_RUN; in a thread that has it unblocked, leave its mask."""
         # Should an exception break in, a mask that nobody needs does no harm, but one that is missing would.
         self._masked = None
-        if thread.unblocked:
-            super()._call(_SET_SIGNAL_MASK)
-        else:
-            super()._call(_SET_SIGNAL_MASK, ctypes.byref(kick.mask_in_guest()))
+        argument = 0 if thread.unblocked else ctypes.byref(kick.mask_in_guest())
+        if raw_ioctl(self._fd, _SET_SIGNAL_MASK.number, argument) < 0:
+            raise self._error(_SET_SIGNAL_MASK, ctypes.get_errno())
+        if not thread.unblocked:
             self._masked = thread
 
     # Kicks
@@ -145,9 +146,7 @@ class VcpuThread(VcpuRegisters):
                 timer = self._timer = kick.borrow_timer()
             timer.arm(first, interval)
 
-    def _arm_for_run(self, thread: "PreparedThread", timeout: float | None) -> None:
-        """Set the timer for one exit: the timeout, unless the heartbeat of the main thread will do until it is near."""
-        if thread.is_main:
-            thread.keep_beating()
-        if timeout is not None and not (thread.is_main and timeout >= HEARTBEAT):
+    def _arm_for_run(self, thread: "PreparedThread", timeout: float) -> None:
+        """Set the timer to the timeout of one exit, unless the main thread's heartbeat will do until it is near."""
+        if not (thread.is_main and timeout >= HEARTBEAT):
             self.arm(max(timeout, SOON), HEARTBEAT)

@@ -72,10 +72,9 @@ class Vm(VmMemory, VmInterrupts, VmNotification):
         out of range.
         """
         self._check_usable()
-        taken = [vcpu.id for vcpu in self.vcpus]
         if id is None:
-            id = max(taken) + 1 if taken else 0
-        if id in taken:
+            id = max(vcpu.id for vcpu in self.vcpus) + 1 if self.vcpus else 0
+        elif self.vcpus and any(vcpu.id == id for vcpu in self.vcpus):
             raise UsageError(f"the VM has a vCPU with id {id} already")
         if not 0 <= id < 1 << 31 or (id and id >= self.kvm.max_vcpu_id):
             raise UsageError(f"vCPU id {id} is out of range: this host's KVM takes 0 to {self.kvm.max_vcpu_id - 1}")

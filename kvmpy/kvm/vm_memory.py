@@ -86,9 +86,10 @@ class VmMemory(Descriptor):
         """Any region (a file, a memfd: see `MemoryRegion`) as a slot of this VM."""
         self._check_usable()
         self.memory.add(region)
-        slot = _Slot(self._free_number(), region, 0)
+        flags = (_READONLY if region.read_only else 0) | (_LOG_DIRTY_PAGES if log_dirty else 0)
+        slot = _Slot(self._free_number() if self._slots else 0, region, flags)
         try:
-            self._tell(slot, (_READONLY if region.read_only else 0) | (_LOG_DIRTY_PAGES if log_dirty else 0))
+            self._set_region(slot.number, flags, region.address, region.size, region.host_address)
         except BaseException:
             self.memory.remove(region)
             raise
@@ -191,8 +192,6 @@ class VmMemory(Descriptor):
         slot.more = []
 
     def _free_number(self) -> int:
-        if not self._slots:
-            return 0
         taken = {number for slot in self._slots.values() for number in (slot.number, *slot.more)}
         return next(number for number in range(len(taken) + 1) if number not in taken)
 

@@ -49,7 +49,8 @@ class GuestMemory:
 
     def add(self, region: MemoryRegion) -> None:
         """Make `region` part of the guest's memory. Raises OverlapError, naming both, when another one is there."""
-        self.check_free(region.address, region.size, region)
+        if self.regions:
+            self.check_free(region.address, region.size, region)
         self._set((*self.regions, region))
 
     def remove(self, region: MemoryRegion) -> None:
@@ -106,10 +107,12 @@ class GuestMemory:
         """Write `data` (anything with bytes in it) at `address`; it may span adjacent regions."""
         source = data if type(data) is bytes else memoryview(data).cast("B")
         region = self.region_at(address)
-        if region is not None and len(source) <= region.end - address and not region.buffer.readonly:
+        if region is not None and not region.buffer.readonly:
             start = address - region.address
-            region.buffer[start : start + len(source)] = source
-            return
+            end = start + len(source)
+            if end <= region.size:
+                region.buffer[start:end] = source
+                return
         done = 0
         for piece in self._pieces(address, len(source)):
             piece[:] = source[done : done + len(piece)]

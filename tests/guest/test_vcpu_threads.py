@@ -168,18 +168,21 @@ with empty_vm() as vm:
     if child == 0:
         code = 0
         for number, use in enumerate(uses):
-            started = time.perf_counter()
-            try:
-                use()
-                code = 100 + number
-            except ForkedError as error:
-                if time.perf_counter() - started > 0.01 and number:
-                    code = 150 + number
-                if "after fork" not in str(error):
-                    code = 200
-            except BaseException as error:
-                print(type(error), error, flush=True)
-                code = 50 + number
+            best = 1.0
+            for _ in range(5):  # the machine may be busy
+                started = time.perf_counter()
+                try:
+                    use()
+                    code = 100 + number
+                except ForkedError as error:
+                    best = min(best, time.perf_counter() - started)
+                    if "after fork" not in str(error):
+                        code = 200
+                except BaseException as error:
+                    print(type(error), error, flush=True)
+                    code = 50 + number
+            if best > 0.01:
+                code = code or 150 + number
             if code:
                 break
         {child}
