@@ -18,7 +18,8 @@ __all__ = ["DeviceNode", "File", "Initramfs", "Link"]
 _TRAILER = "TRAILER!!!"
 _LARGEST = 0xFFFF_FFFF
 """The size of a file: eight hexadecimal digits."""
-_NAME_LIMIT = 4096  # PATH_MAX, which the kernel's unpacker holds names to
+_NAME_LIMIT = 4096  # PATH_MAX, which the kernel's unpacker holds names and the targets of links to
+_MAJOR_LIMIT, _MINOR_LIMIT = 1 << 12, 1 << 20  # a dev_t of Linux
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,8 @@ Entry = bytes | str | File | Link | DeviceNode | None
 class Initramfs:
     """An archive to be filled, and given to `LinuxKernel(initrd=...)`.
 
-    Folders on the way to a file are made by themselves. Adding a name again replaces it.
+    Folders on the way to a file are made by themselves. Adding a name again replaces it; a folder that has something in
+    it stays a folder.
     """
 
     def __init__(self, entries: Mapping[str, Entry] | None = None) -> None:
@@ -69,7 +71,7 @@ class Initramfs:
         """
         archive = cls()
         root = os.fspath(folder)
-        for place, folders, files in os.walk(root):
+        for place, folders, files in os.walk(root, onerror=_raise):
             for name in (*folders, *files):
                 path = os.path.join(place, name)
                 archive._add_path(os.path.relpath(path, root), path)
@@ -87,7 +89,7 @@ class Initramfs:
             case File(data=data, mode=mode):
                 self._put(name, stat.S_IFREG | mode & 0o7777, data)
             case Link(target=target):
-                self._put(name, stat.S_IFLNK | 0o777, target.encode())
+                self._put(name, stat.S_IFLNK | 0o777, os.fsencode(target))
             case DeviceNode(kind="c" | "b" as kind, major=major, minor=minor, mode=mode):
                 self._put(name, (stat.S_IFCHR if kind == "c" else stat.S_IFBLK) | mode & 0o7777, b"", (major, minor))
             case _:
@@ -116,11 +118,19 @@ class Initramfs:
             raise UsageError(f"a name of {len(name)} characters is longer than Linux takes: {name[:40]!r}...")
         if len(data) > _LARGEST:
             raise UsageError(f"{name}: {len(data)} bytes do not fit the archive's 32 bits")
+        if stat.S_ISLNK(mode) and (not 0 < len(data) < _NAME_LIMIT or b"\0" in data):
+            raise UsageError(f"{name}: a link to {data[:40]!r} is one that Linux does not make")
+        if not (0 <= device[0] < _MAJOR_LIMIT and 0 <= device[1] < _MINOR_LIMIT):
+            raise UsageError(f"{name}: Linux has no device {device[0]}:{device[1]}; majors have 12 bits, minors 20")
         for depth in range(1, len(parts)):
             folder = "/".join(parts[:depth])
             if not stat.S_ISDIR(self._entries.setdefault(folder, (stat.S_IFDIR | 0o755, b"", (0, 0)))[0]):
                 raise UsageError(f"{name}: {folder} is no folder")
-        self._entries["/".join(parts)] = (mode, data, device)
+        path = "/".join(parts)
+        was_folder = path in self._entries and stat.S_ISDIR(self._entries[path][0])
+        if was_folder and not stat.S_ISDIR(mode) and any(other.startswith(path + "/") for other in self._entries):
+            raise UsageError(f"{name} is a folder that has something in it")
+        self._entries[path] = (mode, data, device)
 
     def to_bytes(self) -> bytes:
         """The archive, not compressed: unpacking costs a guest more time than loading costs the host."""
@@ -134,6 +144,10 @@ class Initramfs:
 
     def __repr__(self) -> str:
         return f"<Initramfs of {len(self._entries)} entries>"
+
+
+def _raise(error: OSError) -> None:
+    raise error  # os.walk would go on without the folder
 
 
 def _record(name: str, inode: int, mode: int, data: bytes, device: tuple[int, int]) -> list[bytes]:
