@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_inspection_arguments", "looking_into", "write_crash_report"]
 
-_LOOPBACK = "127.0.0.1"
-
 
 def add_inspection_arguments(parser: argparse.ArgumentParser) -> None:
     """The group of these options."""
@@ -29,6 +26,10 @@ def add_inspection_arguments(parser: argparse.ArgumentParser) -> None:
         "--gdb", type=gdb_address, metavar="[HOST]:PORT",
         help="let gdb attach there (`target remote :1234`), on this computer only unless a HOST is given, or at the "
         "path of a UNIX socket; the guest stands until one does",
+    )  # fmt: skip
+    group.add_argument(
+        "--gdb-architecture", metavar="NAME",
+        help="tell gdb i386:x86-64, i386 or i8086, whatever mode the guest is in when gdb attaches",
     )  # fmt: skip
     group.add_argument(
         "--coverage", metavar="FILE",
@@ -46,13 +47,13 @@ def add_inspection_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def gdb_address(text: str) -> tuple[str, int] | str:
-    """ ":1234", "1234", "HOST:1234", "[::1]:1234", or a path with a slash in it."""
-    if "/" in text:
-        return text
-    match = re.fullmatch(r"(?:\[?([^\]]*)\]?:)?(\d+)", text)
-    if match is None or int(match[2]) > 0xFFFF:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port, such as :1234, and no path of a socket")
-    return match[1] or _LOOPBACK, int(match[2])
+    """An address of the command line, for argparse."""
+    from kvmpy.debug.gdb.listening import parse_address
+
+    try:
+        return parse_address(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 @contextlib.contextmanager
@@ -66,7 +67,7 @@ def looking_into(args: argparse.Namespace, machine: Machine) -> Iterator[None]:
             coverage_format(args.coverage)  # a suffix that is unknown should not come up when the run is over
             coverage = stack.enter_context(machine.coverage(args.coverage_by))
         if args.gdb is not None:
-            server = stack.enter_context(machine.serve_gdb(args.gdb, wait=True))
+            server = stack.enter_context(machine.serve_gdb(args.gdb, wait=True, architecture=args.gdb_architecture))
             where = server.address
             shown = where if isinstance(where, str) else f"{where[0]}:{where[1]}"
             say(f"the guest waits for gdb: target remote {shown}")

@@ -177,6 +177,14 @@ class VcpuState(Descriptor):
         """Set or inject events (section 4.32)."""
         self.ioctl("KVM_SET_VCPU_EVENTS", events)
 
+    def forget_events(self) -> None:
+        """Drop exceptions, interrupts and NMIs that wait to be delivered: another guest is about to start here."""
+        from kvmpy.abi.flags import KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW
+        from kvmpy.abi.structs import kvm_vcpu_events
+
+        valid = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW
+        self.set_events(filled(kvm_vcpu_events, flags=valid))
+
     def inject_exception(self, vector: int, error_code: int | None = None) -> None:
         """Have the guest take exception `vector` when it runs next, as if its next instruction had caused it."""
         events = self.get_events()

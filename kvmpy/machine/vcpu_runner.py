@@ -115,6 +115,7 @@ class VcpuRunner:
         """Have the next run begin in `state`; an exit that the last guest left, whose handler raised, is dropped."""
         if self.vcpu.page.runs[0]:
             self.vcpu.settle(lambda event: None)
+            self.vcpu.forget_events()
         self.vcpu.set_cpu_state(state)
 
     def _run_loop(self) -> None:

@@ -408,3 +408,12 @@ def test_an_infinite_timeout_is_none() -> None:
     with machine_with("hlt", irqchip=False) as machine:
         machine.start(timeout=float("inf"))
         assert machine.wait(timeout=5).end is End.HALTED
+
+
+def test_an_exception_that_waits_does_not_reach_the_next_guest() -> None:
+    with machine_with("hlt", irqchip=False) as machine:
+        assert machine.run(timeout=5).end is End.HALTED
+        machine.vcpus[0].inject_exception(6)  # as a run that was ended in the midst of it leaves one
+        machine.load(FlatImage(assemble("inc ax; hlt")))
+        assert machine.run(timeout=5).end is End.HALTED
+        assert machine.vcpus[0].regs.rip == 0x1002
