@@ -60,7 +60,9 @@ class Vm(VmMemory, VmInterrupts, VmNotification):
             device = reference()
             if device is not None:
                 device.close()
-        super().close()
+        if self._fd >= 0:
+            super().close()
+            self.kvm.vms_closed += 1
 
     # Processors
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -326,6 +327,62 @@ def test_a_failed_creation_leaks_nothing() -> None:
             with pytest.raises(OSError, match="KVM"):
                 Kvm("/dev/null")
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_kvm_whose_vms_come_and_go_keeps_one_idle_vm_and_closes_it() -> None:
+    before = open_files()
+    with Kvm() as kvm:
+        with kvm.create_vm() as first, kvm.create_vm():
+            first.create_vcpu()
+            assert open_files() == before + 5  # a vCPU has two, one for the mapping
+        assert open_files() == before + 1
+        for _ in range(3):
+            cycle(kvm, 1)
+            assert open_files() == before + 3  # a VM and its vCPU
+        last = kvm.create_vm()
+    assert open_files() == before + 1
+    last.add_ram(0, size=RAM)
+    assert next_exit(start(last, "hlt")) == Hlt()
+    last.close()
+    assert open_files() == before
+
+
+def test_a_forgotten_kvm_takes_its_idle_vm_along() -> None:
+    def forget() -> None:
+        kvm = Kvm()
+        cycle(kvm, 1)
+        cycle(kvm, 2)
+        assert open_files() == before + 3
+
+    before = open_files()
+    with pytest.warns(ResourceWarning, match="was never closed"):
+        forget()
+    assert open_files() == before
+
+
+@pytest.mark.parametrize("room", [1, 2])
+def test_vms_come_and_go_where_there_is_no_room_for_an_idle_one(room: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Kvm() as kvm:
+        cycle(kvm, 1)
+        before = open_files()
+        taken = [os.dup(0)]
+        while taken[-1] != len(taken) + before - 2:  # until no number below is free
+            taken.append(os.dup(0))
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (taken[-1] + 1 + room, hard))
+            vm = kvm.create_vm()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for fd in taken:
+                os.close(fd)
+        vm.close()
+        cycle(kvm, 2)
+        assert open_files() == before
 
 
 KILLED = """
