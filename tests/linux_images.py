@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from elf_files import ElfFile, Segment
 from kvmpy.memory import GuestMemory, MemoryRegion
 
-__all__ = ["KERNEL", "MIB", "BzImageFile", "pack", "ram", "vmlinux", "xen_note"]
+__all__ = ["FIELDS", "KERNEL", "MIB", "BzImageFile", "pack", "ram", "vmlinux", "xen_note"]
 
 MIB = 0x10_0000
 KERNEL = 16 * MIB
@@ -16,7 +16,7 @@ KERNEL = 16 * MIB
 PATTERN = 0xCC
 
 # From the boot protocol document, not from kvmpy: offset in the file, and a struct format.
-_FIELDS = {
+FIELDS = {
     "setup_sects": (0x1F1, "B"), "root_flags": (0x1F2, "H"), "syssize": (0x1F4, "I"), "vid_mode": (0x1FA, "H"),
     "boot_flag": (0x1FE, "H"), "jump": (0x200, "H"), "header": (0x202, "I"), "version": (0x206, "H"),
     "kernel_version": (0x20E, "H"), "type_of_loader": (0x210, "B"), "loadflags": (0x211, "B"),
@@ -62,7 +62,7 @@ class BzImageFile:
         setup[HEADER_END : HEADER_END + len(self.setup)] = self.setup
         setup[0x400 : 0x400 + len(self.version_text) + 1] = self.version_text + b"\0"
         for name, value in (fields | dict(self.lies)).items():
-            offset, code = _FIELDS[name]
+            offset, code = FIELDS[name]
             struct.pack_into(f"<{code}", setup, offset, value)
         return bytes(setup) + protected + b"signature"
 
@@ -78,14 +78,16 @@ def xen_note(entry: int, *, kind: int = 18, bits: int = 64, name: bytes = b"Xen\
     return struct.pack("<III", len(name), len(description), kind) + name + description
 
 
-def vmlinux(*, bits: int = 64, code: bytes = b"\xf4" * 0x100, note: bytes = b"", notes_align: int = 4) -> bytes:
-    """A kernel at 16 MiB, physically, linked for the upper half; e_entry is physical as Linux has it for 64 bits."""
+def vmlinux(
+    *, bits: int = 64, code: bytes = b"\xf4" * 0x100, note: bytes = b"", notes_align: int = 4, at: int = KERNEL
+) -> bytes:
+    """A kernel `at` a physical address, linked for the upper half; e_entry is physical as Linux has it for 64 bits."""
     upper = 0xFFFF_FFFF_8000_0000 if bits == 64 else 0xC000_0000
-    data = Segment(upper + KERNEL + 0x1000, b"data", paddr=KERNEL + 0x1000, memsz=0x3000)
-    segments = [Segment(upper + KERNEL, code, paddr=KERNEL), data]
+    data = Segment(upper + at + 0x1000, b"data", paddr=at + 0x1000, memsz=0x3000)
+    segments = [Segment(upper + at, code, paddr=at), data]
     if note:
         segments.append(Segment(0, note, type=4, align=notes_align))
-    return ElfFile(segments, bits=bits, entry=KERNEL).to_bytes()
+    return ElfFile(segments, bits=bits, entry=at).to_bytes()
 
 
 def ram(*regions: tuple[int, int]) -> GuestMemory:
