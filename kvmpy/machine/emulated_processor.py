@@ -9,13 +9,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from kvmpy.errors import KvmError
 from kvmpy.exits import InternalError
 from kvmpy.machine.xsave_area import XsaveArea
 from kvmpy.machine.xsave_layout import xsave_layout
-from kvmpy.x86.emulator import GuestException, SoftwareInterrupt, TruncatedInstruction, UnknownInstruction, perform
+from kvmpy.x86.emulator import (
+    GuestException,
+    SoftwareInterrupt,
+    TruncatedInstruction,
+    UnknownInstruction,
+    decode,
+    perform,
+)
 from kvmpy.x86.emulator.extended_state import ExtendedState
 from kvmpy.x86.emulator.linear_memory import LinearMemory
 from kvmpy.x86.event_delivery.event import DOUBLE_FAULT, PAGE_FAULT, Event, EventKind
@@ -25,6 +33,7 @@ if TYPE_CHECKING:
     from kvmpy.kvm import Vcpu
     from kvmpy.kvm.live_registers import LiveSystemRegisters
     from kvmpy.machine.bus import Bus
+    from kvmpy.machine.guest_debug import GuestDebug
     from kvmpy.machine.run_control import RunControl
 
 __all__ = ["EmulatedProcessor", "InstructionCompletion"]
@@ -32,14 +41,33 @@ __all__ = ["EmulatedProcessor", "InstructionCompletion"]
 _LONGEST = 15
 """Bytes of an instruction (SDM vol. 2, 2.3.11)."""
 _PAGE = 0x1000
-_RIP = 16
+_RIP, _RFLAGS = 16, 17
+_TF = 0x100
+_AT_ONCE = 64
+"""Instructions done in one go: as many microseconds as KVM's emulator lets an interrupt wait."""
+
+
+@lru_cache(maxsize=4096)
+def _is_known(code: bytes, bits: int) -> bool | None:
+    """Whether the table has the instruction at the start of `code`. None: the bytes are too few to say."""
+    try:
+        decode(code, bits)
+    except UnknownInstruction:
+        return False
+    except TruncatedInstruction:
+        return None
+    return True
 
 
 class _ReadOnce:
     """A vCPU's system registers while it stands: each is read from it once, which takes a microsecond or two."""
 
     def __init__(self, live: LiveSystemRegisters) -> None:
-        self.__dict__["_live"] = live
+        own = self.__dict__
+        own["_live"] = live
+        own["cr0"], own["cr2"], own["cr3"], own["cr4"], own["cr8"], own["efer"], own["apic_base"] = (
+            live.control_registers()
+        )
 
     def __getattr__(self, name: str) -> object:  # asked only for what is not there yet
         value = self.__dict__[name] = getattr(self._live, name)
@@ -73,14 +101,23 @@ class EmulatedProcessor:
             self._memory = LinearMemory(self._vcpu.vm.memory, self.sregs, self.general, self._devices)
         return self._memory
 
+    @property
+    def has_extended_state(self) -> bool:
+        """Whether it has been got from KVM."""
+        return self._extended is not None
+
     def extended_state(self) -> ExtendedState:
         """x87, SSE, AVX ... state; changes are written back by `write_back`."""
         if self._extended is None:
-            if self._xsave is None:
-                self._xsave = XsaveArea(self._vcpu)
-            self._xsave.load()
-            self._extended = ExtendedState(self._xsave.data, xsave_layout())
+            area = self._xsave_area()
+            area.load()
+            self._extended = ExtendedState(area.data, xsave_layout())
         return self._extended
+
+    def _xsave_area(self) -> XsaveArea:
+        if self._xsave is None:
+            self._xsave = XsaveArea(self._vcpu)
+        return self._xsave
 
     def read_msr(self, index: int) -> int | None:
         """An MSR, or None when KVM has none."""
@@ -95,8 +132,7 @@ class EmulatedProcessor:
 
     def xcr0(self) -> int:
         """XCR0."""
-        xcrs = self._vcpu.get_xcrs()
-        return int(xcrs.xcrs[0].value) if xcrs.nr_xcrs else 3
+        return self._xsave_area().xcr0()
 
     def timestamp(self) -> int:
         """The TSC, MSR 0x10."""
@@ -134,31 +170,60 @@ class InstructionCompletion:
         self._xsave = XsaveArea(vcpu)
         self.counts: Counter[str] = Counter()
 
-    def complete(self, failure: InternalError) -> bool:
-        """Perform the instruction that KVM failed at. False: the table does not know it, and nothing has changed."""
+    def complete(self, failure: InternalError, debug: GuestDebug | None = None) -> bool:
+        """Perform the instruction that KVM failed at. False: the table does not know it, and nothing has changed.
+
+        One that works on vector or x87 registers seldom comes alone, and having KVM's copy of them costs as much as an
+        exit: those behind it that the table knows are done with it, unless `debug` may have to stop at them.
+        """
         if failure.suberror != 1 or not failure.instruction:
             return False
-        vcpu = self._vcpu
-        cpu = EmulatedProcessor(vcpu, self._control, self._devices, self._xsave)
+        cpu = EmulatedProcessor(self._vcpu, self._control, self._devices, self._xsave)
         cs = cpu.sregs.cs
         bits = 64 if cs.l else 32 if cs.db else 16
+        base = 0 if cs.l else cs.base
         rip = cpu.general[_RIP]
         try:
-            row = perform(cpu, self._code(cpu, failure.instruction, rip + (0 if cs.l else cs.base)), bits)
+            code = self._code(cpu, failure.instruction, rip + base)
+            self.counts[perform(cpu, code, bits).name] += 1
+            if cpu.has_extended_state:
+                self._go_on(cpu, bits, base, rip, code, debug)
         except (UnknownInstruction, TruncatedInstruction):
             return False
-        except GuestException as raised:
-            self.counts[str(raised.event).partition(" ")[0]] += 1
+        except (GuestException, SoftwareInterrupt) as raised:
+            kind = str(raised.event)
+            self.counts[kind.partition(" ")[0] if isinstance(raised, GuestException) else kind] += 1
+            cpu.write_back()
             self._inject(raised.event)
             return True
-        except SoftwareInterrupt as raised:
-            self.counts[str(raised.event)] += 1
-            vcpu.regs.rip = cpu.general[_RIP]
-            self._inject(raised.event)
-            return True
-        self.counts[row.name] += 1
         cpu.write_back()
         return True
+
+    def _go_on(
+        self, cpu: EmulatedProcessor, bits: int, base: int, done: int, code: bytes, debug: GuestDebug | None
+    ) -> None:
+        """Do the instructions that follow the one at `done`, as long as they are known and in the same page of code.
+
+        `code` is what is there from the first one on, as far as it is at hand.
+        """
+        general = cpu.general
+        page = (done + base) // _PAGE
+        code = code[general[_RIP] - done :]
+        for _ in range(_AT_ONCE):
+            rip = general[_RIP]
+            linear = rip + base
+            if linear // _PAGE != page or _PAGE - linear % _PAGE < _LONGEST or general[_RFLAGS] & _TF:
+                return
+            if debug is not None and debug.stops_at(rip):
+                return
+            known = _is_known(code, bits)
+            if known is None:
+                code = cpu.memory.read(linear, _LONGEST)
+                known = _is_known(code, bits)
+            if not known:
+                return
+            self.counts[perform(cpu, code, bits).name] += 1
+            code = code[general[_RIP] - rip :]
 
     def _code(self, cpu: EmulatedProcessor, reported: bytes, linear: int) -> bytes:
         """The bytes at RIP. What KVM reports ends with the page; the rest of the 15 bytes are no part of it."""

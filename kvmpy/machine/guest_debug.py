@@ -83,6 +83,12 @@ class GuestDebug:
         """The registers that DR6, from a Debug exit, says were hit (SDM vol. 3, 18.2.3)."""
         return [register for slot, register in self._registers.items() if dr6 >> slot & 1]
 
+    def stops_at(self, address: int) -> bool:
+        """Whether the vCPU may have to stop at an instruction at `address`, or because of what it does."""
+        if self._steps or self.traced or self.software:
+            return True
+        return any(register.kind != "execute" or register.address == address for register in self._registers.values())
+
     @property
     def stepping(self) -> bool:
         """Whether KVM_RUN comes back after one instruction."""

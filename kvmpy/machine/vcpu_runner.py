@@ -255,7 +255,7 @@ class VcpuRunner:
             from kvmpy.machine.emulated_processor import InstructionCompletion
 
             self.completion = InstructionCompletion(self.vcpu, self.control, self._mmio)
-        done = self.completion.complete(event)
+        done = self.completion.complete(event, self._debug)
         if done and self.loop.after_access is not None:
             self.loop.after_access()
         return done

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvmpy.abi.capabilities import Cap
-from kvmpy.abi.structs import kvm_xsave, sized
+from kvmpy.abi.structs import kvm_xcrs, kvm_xsave, sized
 
 if TYPE_CHECKING:
     from kvmpy.kvm import Vcpu
@@ -17,21 +17,20 @@ _SIZE = 0x1000
 
 
 class XsaveArea:
-    """`data` is the area, of `load` or to be stored by `store`. See `Vcpu.get_xsave` for what it holds."""
+    """`data` is the area: what `load` got, and `store` gives back. See `Vcpu.get_xsave` for what it holds."""
 
-    __slots__ = ("_get", "_structure", "_vcpu", "data")
+    __slots__ = ("_get_xcrs", "_xcrs", "data", "load", "store")
 
     def __init__(self, vcpu: Vcpu) -> None:
         size = max(vcpu.vm.check_extension(Cap.XSAVE2), _SIZE)
-        self._vcpu = vcpu
-        self._structure = sized(kvm_xsave, (size - _SIZE) // 4)() if size > _SIZE else kvm_xsave()
-        self._get = "KVM_GET_XSAVE2" if size > _SIZE else "KVM_GET_XSAVE"
-        self.data = memoryview(self._structure).cast("B")
+        structure = sized(kvm_xsave, (size - _SIZE) // 4)() if size > _SIZE else kvm_xsave()
+        self.data = memoryview(structure).cast("B")
+        self.load = vcpu.prepared("KVM_GET_XSAVE2" if size > _SIZE else "KVM_GET_XSAVE", structure)
+        self.store = vcpu.prepared("KVM_SET_XSAVE", structure)
+        self._xcrs = kvm_xcrs()
+        self._get_xcrs = vcpu.prepared("KVM_GET_XCRS", self._xcrs)
 
-    def load(self) -> None:
-        """Get it from KVM."""
-        self._vcpu.ioctl(self._get, self._structure)
-
-    def store(self) -> None:
-        """Give it to KVM."""
-        self._vcpu.ioctl("KVM_SET_XSAVE", self._structure)
+    def xcr0(self) -> int:
+        """XCR0: the components that the guest has enabled."""
+        self._get_xcrs()
+        return int(self._xcrs.xcrs[0].value) if self._xcrs.nr_xcrs else 3

@@ -15,7 +15,10 @@ X87, SSE, AVX = 1, 2, 4
 _AVX, _ZMM_HI256 = 2, 6
 """Numbers of components: the upper halves of YMM0 to YMM15, and of ZMM0 to ZMM15."""
 
-_X87_INITIAL = struct.pack("<HHBBHQQ", 0x37F, 0, 0, 0, 0, 0, 0)
+_X87 = struct.Struct("<HHBBHQQ")
+_X87_INITIAL = _X87.pack(0x37F, 0, 0, 0, 0, 0, 0)
+_REGISTER_BITS = int.from_bytes((b"\xff" * 10 + bytes(6)) * 8, "little")
+"""Of the eight x87 registers, 16 bytes each, those that there are."""
 _MXCSR_INITIAL = 0x1F80
 _EXCEPTIONS, _ES, _BUSY = 0x3F, 0x80, 0x8000
 _HALF = (1 << 128) - 1
@@ -115,39 +118,50 @@ class ExtendedState:
         offset = self.layout[component][0]
         return bytes(self.area[offset : offset + size])
 
-    def set_extended(self, component: int, data: bytes | None) -> None:
-        """Load an extended component, or its first bytes; None is its initial state."""
-        mxcsr = self.current_mxcsr
-        present = self.in_use & ~(1 << component)
-        if data is not None:
+    def restore(
+        self,
+        asked: int,
+        present: int,
+        legacy: bytes | bytearray,
+        count: int,
+        loaded: Mapping[int, bytes],
+        mxcsr: int | None,
+    ) -> None:
+        """Load the components `asked` for, as XRSTOR does; those that are not `present` become initial.
+
+        x87 state and `count` XMM registers come from a legacy region, `loaded` are extended components or their first
+        bytes. `mxcsr` None: it stays as it is.
+        """
+        area, used = self.area, self.in_use
+        mxcsr = self.current_mxcsr if mxcsr is None else mxcsr
+        if asked & present & X87:
+            self._load_x87(legacy)
+        if asked & SSE or not used & SSE:
+            end = XMM + 16 * count
+            if not used & SSE:
+                area[XMM:_XMM_END] = bytes(_XMM_END - XMM)
+            area[XMM:end] = legacy[XMM:end] if asked & present & SSE else bytes(end - XMM)
+        for component, data in loaded.items():
             offset, size, _ = self.layout[component]
-            if len(data) < size and not self.in_use >> component & 1:
-                self.area[offset : offset + size] = bytes(size)
-            self.area[offset : offset + len(data)] = data
-            present |= 1 << component
-        self._set_in_use(present)
-        self.current_mxcsr = mxcsr
+            if len(data) < size and not used >> component & 1:
+                area[offset : offset + size] = bytes(size)
+            area[offset : offset + len(data)] = data
+        partly = used & SSE if count < 16 else 0  # XMM8 to XMM15 are still what they were
+        used = used & ~asked | asked & present | partly
+        if mxcsr != _MXCSR_INITIAL:
+            used |= SSE
+        area[MXCSR : MXCSR + 4] = mxcsr.to_bytes(4, "little")
+        self._set_in_use(used)
 
-    def restore_x87(self, legacy: bytes | None) -> None:
-        """Load x87 state from a legacy region, as the processor takes it; None is its initial state."""
-        if legacy is None:
-            self._set_in_use(self.in_use & ~X87)
-            return
-        self.area[:MXCSR] = legacy[:MXCSR]
-        for at in range(ST, XMM, 16):
-            self.area[at : at + 10] = legacy[at : at + 10]
-        self._set_in_use(self.in_use | X87)
-        self.put(FCW, self.get(FCW, 2) & 0x1F3F | 0x40, 2)
-        self.area[FTW + 1] = 0
-        self.put(FOP, self.get(FOP, 2) & 0x7FF, 2)
-        self.set_status(self.get(FSW, 2))
-
-    def restore_xmm(self, legacy: bytes | None, count: int) -> None:
-        """Load XMM registers from a legacy region; None are zeros."""
-        self.need(SSE)
-        end = XMM + 16 * count
-        self.area[XMM:end] = legacy[XMM:end] if legacy is not None else bytes(end - XMM)
-        self.changed = True
+    def _load_x87(self, legacy: bytes | bytearray) -> None:
+        """x87 state of a legacy region, as the processor takes it."""
+        control, status, tags, _, opcode, instruction_at, operand_at = _X87.unpack_from(legacy)
+        self.area[:MXCSR] = _X87.pack(
+            control & 0x1F3F | 0x40, status, tags, 0, opcode & 0x7FF, instruction_at, operand_at
+        )
+        registers = int.from_bytes(legacy[ST:XMM], "little") & _REGISTER_BITS
+        self.area[ST:XMM] = registers.to_bytes(XMM - ST, "little")
+        self.set_status(status)
 
     # x87 status
 

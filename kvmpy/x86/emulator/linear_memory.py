@@ -47,6 +47,8 @@ class LinearMemory:
         self._cr0, self._cr4, self._efer = sregs.cr0, sregs.cr4, sregs.efer
         self._cr3 = sregs.cr3
         self._user = bool(sregs.cr0 & _PE) and sregs.ss.dpl == 3
+        self._pages: dict[int, int] = {}
+        """Number of a page times 2, plus 1 for writes -> its physical address, once an access has gone well."""
         self._short = bool(self._cr0 & _PG and self._efer & _LMA and self._efer & _NXE and not self._cr4 & _LA57)
 
     def read(self, address: int, size: int, *, implicit: bool = False) -> bytes:
@@ -78,9 +80,14 @@ class LinearMemory:
         """The guest-physical address, with the accessed and dirty bits set in the tables. Raises GuestException."""
         if not self._cr0 & _PG:
             return address
-        if self._short and access is not Access.FETCH:
-            physical = self._translate_4_level(address, access is Access.WRITE, self._user and not implicit)
+        if self._short and access is not Access.FETCH and not implicit:
+            write = access is Access.WRITE
+            page = self._pages.get(address >> 12 << 1 | write)
+            if page is not None:
+                return page | address & 0xFFF
+            physical = self._translate_4_level(address, write, self._user)
             if physical is not None:
+                self._pages[address >> 12 << 1 | write] = self._pages[address >> 12 << 1] = physical & ~0xFFF
                 return physical
         return self._translate_long_way(address, access, implicit)
 

@@ -34,7 +34,7 @@ _FIP, _FDP = 8, 16
 _IN_EVERY_MODE = {2: 0x80, 6: 0x100, 7: 0}
 """Bytes of AVX, ZMM_Hi256, Hi16_ZMM outside 64-bit mode, which has only eight registers (SDM vol. 1, 13.5)."""
 
-Pieces = list[tuple[int, bytes]]
+Pieces = list[tuple[int, bytes | bytearray]]
 """What to write at which offset of the area, in ascending order."""
 
 
@@ -56,8 +56,9 @@ class _Request:
             raise GuestException.of(_GP, 0)
         self.op = op
         self.state = op.cpu.extended_state()
-        # No supervisor component is in the area that KVM gives: where it offers one, it runs XSAVES natively.
-        self.enabled = op.cpu.xcr0() & (3 | sum(1 << component for component in self.state.layout))
+        # IA32_XSS does not count: no supervisor component is in the area that KVM gives, and where KVM offers one,
+        # the processor itself runs XSAVES.
+        self.enabled = op.cpu.xcr0()
         self.components = self.enabled & (op.register(_RDX, 4) << 32 | op.register(_RAX, 4))
 
     def extended(self, mask: int) -> list[tuple[int, int]]:
@@ -96,19 +97,19 @@ def _narrow_pointers(legacy: bytearray) -> bytearray:
 
 def _legacy_pieces(request: _Request, components: int, mxcsr: bool) -> Pieces:
     """x87 and SSE state of those `components`, for the legacy region."""
-    state, pieces = request.state, []
+    state = request.state
     if components & X87:
         state.need(X87)
-        head = bytearray(state.area[:MXCSR])
-        pieces.append((0, bytes(head if request.op.it.w else _narrow_pointers(head))))
-    if mxcsr:
-        pieces.append((MXCSR, state.current_mxcsr.to_bytes(4, "little") + state.mxcsr_mask))
-    if components & X87:
-        pieces.append((ST, bytes(state.area[ST:XMM])))
     if components & SSE:
         state.need(SSE)
-        pieces.append((XMM, bytes(state.area[XMM : XMM + 16 * request.vector_registers])))
-    return pieces
+    legacy = bytearray(state.area[: XMM + 16 * request.vector_registers])
+    legacy[MXCSR:ST] = state.current_mxcsr.to_bytes(4, "little") + state.mxcsr_mask
+    if not request.op.it.w:
+        _narrow_pointers(legacy)
+    if components & X87 and components & SSE and mxcsr:
+        return [(0, legacy)]
+    ends = (0, MXCSR, components & X87), (MXCSR, ST, mxcsr), (ST, XMM, components & X87), (XMM, None, components & SSE)
+    return [(start, legacy[start:end]) for start, end, wanted in ends if wanted]
 
 
 def _write(request: _Request, pieces: Pieces) -> None:
@@ -131,6 +132,7 @@ def _save_standard(op: Operands, *, only_in_use: bool) -> None:
     request = _Request(op, supervisor=False)
     state, asked = request.state, request.components
     used = state.in_use
+    op.cpu.memory.check_writable(request.address, HEADER_END)
     before = int.from_bytes(op.cpu.memory.read(request.address + XSTATE_BV, 8), "little")
     wanted = asked & used if only_in_use else asked
     pieces = _legacy_pieces(request, wanted, bool(asked & (SSE | AVX)))
@@ -192,8 +194,8 @@ def _restore(op: Operands, *, supervisor: bool) -> None:
         raise GuestException.of(_GP, 0)
     # MXCSR is SSE's in the compacted format; in the standard one it is there whatever XSTATE_BV says (13.8.1, 13.8.2).
     loads_mxcsr = bool(asked & present & SSE) if compacted else bool(asked & (SSE | AVX))
-    mxcsr = int.from_bytes(legacy[MXCSR : MXCSR + 4], "little")
-    if loads_mxcsr and mxcsr & ~state.mxcsr_bits:
+    found = int.from_bytes(legacy[MXCSR : MXCSR + 4], "little")
+    if loads_mxcsr and found & ~state.mxcsr_bits:
         raise GuestException.of(_GP, 0)
     offsets = _compacted_offsets(state, layout) if compacted else {}
     loaded = {
@@ -201,18 +203,10 @@ def _restore(op: Operands, *, supervisor: bool) -> None:
         for component, size in request.extended(asked & present)
     }
     # Nothing faults from here on.
-    if asked & X87:
-        if not op.it.w:
-            _narrow_pointers(legacy)
-        state.restore_x87(bytes(legacy) if present & X87 else None)
-    if asked & SSE:
-        state.restore_xmm(bytes(legacy) if present & SSE else None, request.vector_registers)
-    if loads_mxcsr:
-        state.current_mxcsr = mxcsr
-    elif compacted and asked & SSE:
-        state.current_mxcsr = _MXCSR_DEFAULT
-    for component, _ in request.extended(asked):
-        state.set_extended(component, loaded.get(component))
+    if asked & X87 and not op.it.w:
+        _narrow_pointers(legacy)
+    mxcsr = found if loads_mxcsr else _MXCSR_DEFAULT if compacted and asked & SSE else None
+    state.restore(asked, present, legacy, request.vector_registers, loaded, mxcsr)
 
 
 @instruction("xrstor", 1, 0xAE, digit=5, operand=MEMORY)
