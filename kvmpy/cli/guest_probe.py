@@ -187,12 +187,14 @@ def _time_exits(vcpu: Vcpu, times: int) -> list[float]:
     try:
         vcpu.arm(_TIMEOUT, _TIMEOUT)
         enter, arguments = vcpu.enter, vcpu.entry
+        ends = time.monotonic() + _TIMEOUT
         for _ in range(times):
             began = clock()
-            failed = enter(*arguments) < 0
+            while enter(*arguments) < 0:  # that may be the heartbeat of the main thread
+                if vcpu.take_kick() or time.monotonic() >= ends:
+                    raise _NoExit
             took.append((clock() - began) * 1e-9)
-            if failed or page.exit_reason != IoOut.reason:
-                vcpu.take_kick()
+            if page.exit_reason != IoOut.reason:
                 raise _NoExit
             page.u32[EXIT_REASON // 4] = NO_EXIT
     finally:
