@@ -107,6 +107,7 @@ class PlainProcessor:
         self.extended = ExtendedState(bytearray(xsave), components())
         self.msrs: dict[int, int] = {}
         self.enabled = xcr0()
+        self.tsc = 0
 
     def extended_state(self) -> ExtendedState:
         return self.extended
@@ -122,7 +123,7 @@ class PlainProcessor:
         return self.enabled
 
     def timestamp(self) -> int:
-        return 0
+        return self.tsc
 
     def flush_translations(self) -> None:
         pass
