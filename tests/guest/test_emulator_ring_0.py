@@ -11,8 +11,9 @@ import struct
 
 import pytest
 
-from gnu_toolchain import assemble
+from gnu_toolchain import assemble, assemble_with_symbols
 from kvmpy import End, Machine
+from kvmpy.boot import FlatImage
 from kvmpy.machine.xsave_layout import xsave_layout
 from kvmpy.x86 import long_mode
 from kvmpy.x86.gates import Gate, Idt
@@ -238,3 +239,40 @@ def test_task_switched_makes_them_raise_device_not_available() -> None:
 def test_the_host_has_avx() -> None:
     """What the guests here use; a host without it cannot run them."""
     assert 2 in xsave_layout()
+
+
+IN_A_ROW = """
+    mov rax, cr4; or eax, 0x600; mov cr4, rax
+    mov rax, cr0; and eax, ~0xc; mov cr0, rax
+    first: pxor xmm0, xmm0
+    second: pcmpeqd xmm1, xmm1
+    third: movdqu [0x20000], xmm1
+    fourth: pslld xmm1, 4
+    fifth: movd eax, xmm1
+    hlt
+"""
+
+
+@pytest.mark.parametrize("hardware", [True, False], ids=["register", "memory"])
+def test_a_breakpoint_among_them_stops_the_machine(hardware: bool) -> None:
+    code, symbols = assemble_with_symbols(IN_A_ROW, address=CODE, bits=64)
+    with Machine(memory=2 * MIB, irqchip=False) as machine:
+        machine.load(FlatImage(code, CODE, "long", stack=STACK))
+        point = machine.breakpoint(symbols["fourth"], hardware=hardware)
+        assert machine.run(timeout=20).end is End.BREAKPOINT
+        assert machine.vcpus[0].regs.rip == symbols["fourth"]
+        assert machine.memory.read(DATA, 16) == b"\xff" * 16
+        point.remove()
+        assert machine.run(timeout=20).end is End.HALTED
+        assert machine.vcpus[0].regs.rax == 0xFFFF_FFF0
+
+
+def test_steps_stop_at_each_of_them() -> None:
+    code, symbols = assemble_with_symbols(IN_A_ROW, address=CODE, bits=64)
+    with Machine(memory=2 * MIB, irqchip=False) as machine:
+        machine.load(FlatImage(code, CODE, "long", stack=STACK))
+        machine.breakpoint(symbols["first"])
+        assert machine.run(timeout=20).end is End.BREAKPOINT
+        for name in ("second", "third", "fourth", "fifth"):
+            machine.step()
+            assert machine.vcpus[0].regs.rip == symbols[name]
