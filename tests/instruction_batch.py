@@ -334,10 +334,12 @@ def compare_batch(
 
 def compare_forms(states: Batch, codes: Mapping[str, bytes], forms: Sequence[str]) -> None:
     """Compare the forms of one instruction, each in its share of the states."""
-    share = -(-len(states.cases) // len(forms))
+    cases = len(states.cases)
+    share = -(-cases // len(forms))
     for at, form in enumerate(forms):
+        start = min(at * share, cases - share)
         try:
-            compare_batch(states, codes[form], numbers=range(at * share, min((at + 1) * share, len(states.cases))))
+            compare_batch(states, codes[form], numbers=range(start, start + share))
         except AssertionError as error:
             raise AssertionError(f"{form}: {error}") from None
 

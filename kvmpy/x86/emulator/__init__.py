@@ -12,6 +12,7 @@ from kvmpy.x86.emulator import (
     locked,
     software_interrupts,
     system,
+    vector_512,
     vector_cipher,
     vector_elements,
     vector_integer,
@@ -34,8 +35,8 @@ __all__ = [
 ]  # fmt: skip
 
 _FAMILIES = (
-    bit_manipulation, locked, software_interrupts, system, vector_cipher, vector_elements, vector_integer, vector_moves,
-    vector_shifts, vector_shuffles, x87_control, x87_environment, x87_moves, xsave,
+    bit_manipulation, locked, software_interrupts, system, vector_512, vector_cipher, vector_elements, vector_integer,
+    vector_moves, vector_shifts, vector_shuffles, x87_control, x87_environment, x87_moves, xsave,
 )  # fmt: skip
 """The modules whose rows make the table."""
 

@@ -12,8 +12,8 @@ MXCSR, MXCSR_MASK, ST, XMM = 24, 28, 32, 160
 XSTATE_BV, XCOMP_BV, HEADER_END = 512, 520, 576
 _XMM_END = 416
 X87, SSE, AVX = 1, 2, 4
-_AVX, _ZMM_HI256 = 2, 6
-"""Numbers of components: the upper halves of YMM0 to YMM15, and of ZMM0 to ZMM15."""
+_AVX, _OPMASK, _ZMM_HI256, _HI16_ZMM = 2, 5, 6, 7
+"""Numbers of components: the upper halves of YMM0 to YMM15, K0 to K7, the upper halves of ZMM0 to ZMM15, ZMM16 on."""
 
 _X87 = struct.Struct("<HHBBHQQ")
 _X87_INITIAL = _X87.pack(0x37F, 0, 0, 0, 0, 0, 0)
@@ -202,6 +202,36 @@ class ExtendedState:
             self.need(AVX)
             self.put(self.layout[_AVX][0] + 16 * number, high, 16)
         self._clear_above_256(number)
+
+    def zmm(self, number: int) -> int:
+        """ZMM0 to ZMM31 as a number of 512 bits."""
+        if number < 16:
+            return self.ymm(number) | self._extra(_ZMM_HI256, 32 * number, 32) << 256
+        return self._extra(_HI16_ZMM, 64 * (number - 16), 64)
+
+    def set_zmm(self, number: int, value: int) -> None:
+        """Write one."""
+        if number >= 16:
+            self._set_extra(_HI16_ZMM, 64 * (number - 16), value, 64)
+            return
+        self.set_vector(number, value & (1 << 256) - 1)
+        if value >> 256:
+            self._set_extra(_ZMM_HI256, 32 * number, value >> 256, 32)
+
+    def opmask(self, number: int) -> int:
+        """K0 to K7."""
+        return self._extra(_OPMASK, 8 * number, 8)
+
+    def set_opmask(self, number: int, value: int) -> None:
+        """Write one."""
+        self._set_extra(_OPMASK, 8 * number, value, 8)
+
+    def _extra(self, component: int, offset: int, size: int) -> int:
+        return self.get(self.layout[component][0] + offset, size) if self.in_use >> component & 1 else 0
+
+    def _set_extra(self, component: int, offset: int, value: int, size: int) -> None:
+        self.need(1 << component)
+        self.put(self.layout[component][0] + offset, value, size)
 
     def _clear_above_256(self, number: int) -> None:
         if self.in_use >> _ZMM_HI256 & 1:

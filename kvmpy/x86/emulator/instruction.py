@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from kvmpy.errors import KvmpyError
 
-__all__ = ["Instruction", "MemoryOperand", "TruncatedInstruction", "decode_head", "decode_operands"]
+__all__ = ["EvexPrefix", "Instruction", "MemoryOperand", "TruncatedInstruction", "decode_head", "decode_operands"]
 
-LEGACY, VEX = "legacy", "vex"
+LEGACY, VEX, EVEX = "legacy", "vex", "evex"
 
 _SEGMENT_PREFIXES = {0x2E: "cs", 0x36: "ss", 0x3E: "ds", 0x26: "es", 0x64: "fs", 0x65: "gs"}
 _RSP, _RBP, _R12, _R13 = 4, 5, 12, 13
@@ -40,6 +40,25 @@ class MemoryOperand:
         self.rip_relative = rip_relative
 
 
+class EvexPrefix:
+    """What EVEX says beyond what VEX does (SDM vol. 2, 2.7): `size` of vectors in bytes, 16, 32 or 64 (48 is none).
+
+    `mask` is the number of an opmask register, 0 for none; elements that it leaves out become zero when it `zeroes`.
+    `broadcast`: a memory operand is one element; between registers it is rounding control. `reg` and `rm` are what is
+    added to the numbers of registers.
+    """
+
+    __slots__ = ("broadcast", "mask", "reg", "rm", "size", "zeroes")
+
+    def __init__(self, first: int, last: int) -> None:
+        self.size = 16 << (last >> 5 & 3) if last >> 5 & 3 < 3 else 48
+        self.mask = last & 7
+        self.zeroes = bool(last & 0x80)
+        self.broadcast = bool(last & 0x10)
+        self.reg = 0 if first & 0x10 else 16
+        self.rm = 0 if first & 0x40 else 16
+
+
 class Instruction:
     """What the bytes say. `map` is the opcode map: 0 one-byte opcodes, 1 0F, 2 0F38, 3 0F3A.
 
@@ -49,8 +68,8 @@ class Instruction:
     """
 
     __slots__ = (
-        "address_size", "bits", "encoding", "has_66", "immediate", "length", "lock", "map", "memory", "mod", "modrm",
-        "opcode", "opcode_at", "operand_size", "prefix", "reg", "rex", "rm", "segment", "vector_256", "vvvv", "w",
+        "address_size", "bits", "encoding", "evex", "has_66", "immediate", "length", "lock", "map", "memory", "mod",
+        "modrm", "opcode", "opcode_at", "operand_size", "prefix", "reg", "rex", "rm", "segment", "vector_256", "vvvv", "w",
     )  # fmt: skip
 
     def __init__(self, bits: int) -> None:
@@ -68,6 +87,7 @@ class Instruction:
         self.w = False
         self.vvvv = 0
         self.vector_256 = False
+        self.evex: EvexPrefix | None = None
         self.operand_size = 2 if bits == 16 else 4
         self.address_size = bits // 8
         self.modrm = 0
@@ -113,6 +133,8 @@ def _decode_head(code: bytes, bits: int) -> Instruction:
         byte = code[at]
     if byte in (0xC4, 0xC5) and (bits == 64 or code[at + 1] >= 0xC0):
         return _vex(it, code, at)
+    if byte == 0x62 and (bits == 64 or code[at + 1] >= 0xC0):
+        return _evex(it, code, at)
     if byte == 0x0F:
         at += 1
         byte = code[at]
@@ -153,6 +175,24 @@ def _vex(it: Instruction, code: bytes, at: int) -> Instruction:
     return it
 
 
+def _evex(it: Instruction, code: bytes, at: int) -> Instruction:
+    """SDM vol. 2, 2.7.1: 62 RXBR0mmm Wvvvv1pp zLLbVaaa; R, X, B, R', vvvv and V' inverted."""
+    first, second, last = code[at + 1], code[at + 2], code[at + 3]
+    it.encoding = EVEX
+    it.evex = EvexPrefix(first, last)
+    it.map = first & 7
+    it.rex = (~first >> 5) & 7 | (8 if second & 0x80 else 0)
+    it.w = bool(second & 0x80)
+    it.vvvv = ~second >> 3 & 15 | (0 if last & 8 else 16)
+    it.prefix = (0, 0x66, 0xF3, 0xF2)[second & 3]
+    if it.bits != 64:
+        it.rex &= 8
+        it.vvvv &= 7
+        it.evex.reg = it.evex.rm = 0
+    it.opcode, it.opcode_at = code[at + 4], at + 4
+    return it
+
+
 def decode_operands(it: Instruction, code: bytes, *, modrm: bool, immediate: int) -> None:
     """ModRM with all that follows, and an immediate of so many bytes; completes `it`. Raises TruncatedInstruction."""
     at = it.opcode_at + 1
@@ -173,8 +213,10 @@ def _modrm(it: Instruction, code: bytes, at: int) -> int:
     it.mod = modrm >> 6
     it.reg = modrm >> 3 & 7 | (8 if it.rex & 4 else 0)
     rm = modrm & 7
+    if it.evex is not None:
+        it.reg += it.evex.reg
     if it.mod == 3:
-        it.rm = rm | (8 if it.rex & 1 else 0)
+        it.rm = rm | (8 if it.rex & 1 else 0) | (0 if it.evex is None else it.evex.rm)
         return at
     if it.address_size == 2:
         return _memory_16(it, code, at, rm)
@@ -194,6 +236,8 @@ def _modrm(it: Instruction, code: bytes, at: int) -> int:
         base, rip_relative = None, it.bits == 64
     size = 1 if it.mod == 1 else 4 if it.mod == 2 or base is None else 0
     displacement, at = _displacement(code, at, size)
+    if it.evex is not None and size == 1:  # in units of the operand: of the rows here it is a vector or an element
+        displacement *= (8 if it.w else 4) if it.evex.broadcast else it.evex.size
     segment = it.segment or ("ss" if base in (_RSP, _RBP) else "ds")
     it.memory = MemoryOperand(base, index, scale, displacement, segment, rip_relative)
     return at
