@@ -113,7 +113,9 @@ def lar_mask(source: str) -> int:
     return ~0xF_0000 if source.startswith("lar") else -1
 
 
-def outcomes(processors: Comparison, codes: dict[str, bytes], selector: int, *, native: bool) -> dict[str, tuple[int, int]]:
+def outcomes(
+    processors: Comparison, codes: dict[str, bytes], selector: int, *, native: bool
+) -> dict[str, tuple[int, int]]:
     """What each instruction makes of a selector: RAX and ZF."""
     found: dict[str, tuple[int, int]] = {}
     for source in SELECTORS:

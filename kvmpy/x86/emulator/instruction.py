@@ -69,7 +69,8 @@ class Instruction:
 
     __slots__ = (
         "address_size", "bits", "encoding", "evex", "has_66", "immediate", "length", "lock", "map", "memory", "mod",
-        "modrm", "opcode", "opcode_at", "operand_size", "prefix", "reg", "rex", "rm", "segment", "vector_256", "vvvv", "w",
+        "modrm", "opcode", "opcode_at", "operand_size", "prefix", "reg", "rex", "rm", "segment", "vector_256", "vvvv",
+        "w",
     )  # fmt: skip
 
     def __init__(self, bits: int) -> None:
