@@ -18,8 +18,8 @@ __all__ = ["VcpuRegisters"]
 _BOOT_PROCESSOR = 1 << 8
 """IA32_APIC_BASE.BSP (SDM vol. 3, 10.4.4)."""
 
-
 _last_states: "dict[tuple[object, ...], tuple[bytes, bytes]]" = {}
+"""What was asked for -> struct kvm_regs and struct kvm_sregs; see `VcpuRegisters._start`."""
 _STATES_REMEMBERED = 8
 _PLAIN = frozenset((str, bool, int, type(None)))
 
