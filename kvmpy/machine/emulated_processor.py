@@ -94,6 +94,7 @@ class EmulatedProcessor:
         self.sregs = sregs
         self._memory: LinearMemory | None = None
         self._extended: ExtendedState | None = None
+        self._xcr0: int | None = None  # no instruction of the table changes it
 
     @property
     def memory(self) -> LinearMemory:
@@ -133,7 +134,9 @@ class EmulatedProcessor:
 
     def xcr0(self) -> int:
         """XCR0."""
-        return self._xsave_area().xcr0()
+        if self._xcr0 is None:
+            self._xcr0 = self._xsave_area().xcr0()
+        return self._xcr0
 
     def timestamp(self) -> int:
         """The TSC, MSR 0x10."""

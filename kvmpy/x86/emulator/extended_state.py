@@ -37,19 +37,17 @@ class ExtendedState:
     one, it is put there first.
     """
 
-    __slots__ = ("area", "changed", "layout")
+    __slots__ = ("area", "changed", "in_use", "layout")
 
     def __init__(self, area: bytearray | memoryview, layout: Layout = AVX_ONLY) -> None:
         self.area = area
         self.layout = layout
         self.changed = False
-
-    @property
-    def in_use(self) -> int:
+        self.in_use = int.from_bytes(area[XSTATE_BV : XSTATE_BV + 8], "little")
         """XSTATE_BV: the components that are not in their initial state."""
-        return int.from_bytes(self.area[XSTATE_BV : XSTATE_BV + 8], "little")
 
     def _set_in_use(self, value: int) -> None:
+        self.in_use = value
         self.area[XSTATE_BV : XSTATE_BV + 8] = value.to_bytes(8, "little")
         self.changed = True
 
