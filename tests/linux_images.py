@@ -91,9 +91,9 @@ def vmlinux(
 
 
 def ram(*regions: tuple[int, int]) -> GuestMemory:
-    """Memory full of 0xcc, 64 MiB by default."""
+    """Memory full of 0xcc, 32 MiB by default."""
     memory = GuestMemory()
-    for address, size in regions or ((0, 64 * MIB),):
+    for address, size in regions or ((0, 32 * MIB),):
         memory.add(MemoryRegion.anonymous(address, size))
         memory.fill(address, size, PATTERN)
     return memory

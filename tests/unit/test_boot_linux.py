@@ -220,18 +220,18 @@ def test_a_command_line_may_be_as_long_as_the_kernel_takes_and_no_longer() -> No
 
 
 def test_the_memory_map_is_that_of_a_pc() -> None:
-    entry, memory = load(LinuxKernel(BZIMAGE.to_bytes()), ram((0, 64 * MIB), (FOUR_GIB, MIB)))
+    entry, memory = load(LinuxKernel(BZIMAGE.to_bytes()), ram((0, 32 * MIB), (FOUR_GIB, MIB)))
     assert e820(memory, entry.state.regs.rsi) == [
         (0, 0x9_FC00, 1),
         (0x9_FC00, 0x400, 2),
         (0xF_0000, 0x1_0000, 2),
-        (MIB, 63 * MIB, 1),
+        (MIB, 31 * MIB, 1),
         (FOUR_GIB, MIB, 1),
     ]
 
 
 def test_a_memory_map_that_is_too_long_goes_on_in_setup_data() -> None:
-    memory = ram((0, 64 * MIB))
+    memory = ram((0, 32 * MIB))
     for index in range(140):
         memory.add(MemoryRegion.anonymous(0x1000_0000 + 0x2000 * index, 0x1000))
     entry, _ = load(LinuxKernel(BZIMAGE.to_bytes()), memory)
@@ -278,8 +278,8 @@ def test_an_initrd_goes_to_the_top_of_ram(tmp_path: Path) -> None:
     file.write_bytes(b"initrd" * 1000)
     for source in (file, str(file), b"initrd" * 1000):
         entry, memory = load(LinuxKernel(BZIMAGE.to_bytes(), initrd=source))
-        assert initrd_of(entry, memory) == (64 * MIB - 0x2000, 6000)
-        assert memory.read(64 * MIB - 0x2000, 6001) == b"initrd" * 1000 + b"\xcc"
+        assert initrd_of(entry, memory) == (32 * MIB - 0x2000, 6000)
+        assert memory.read(32 * MIB - 0x2000, 6001) == b"initrd" * 1000 + b"\xcc"
 
 
 def test_an_archive_is_made_into_an_initrd() -> None:
@@ -296,7 +296,7 @@ def test_without_an_initrd_its_fields_are_zero() -> None:
 
 
 def test_initrd_addr_max_is_the_last_byte_that_it_may_take() -> None:
-    for highest, expected in ((0x2FF_FFFF, 0x2FF_F000), (0x2FF_FFFE, 0x2FF_E000), (0x300_0000, 0x2FF_F000)):
+    for highest, expected in ((0x1FF_FFFF, 0x1FF_F000), (0x1FF_FFFE, 0x1FF_E000), (0x200_0000, 0x1FF_F000)):
         file = BzImageFile(payload=pack(VMLINUX), lies={"initrd_addr_max": highest}).to_bytes()
         entry, memory = load(LinuxKernel(file, initrd=bytes(0x1000)))
         assert initrd_of(entry, memory) == (expected, 0x1000)
@@ -348,7 +348,7 @@ class SomeTables:
         return PlacedTables((used,), (E820Entry(self.address, 0x1000, E820Type.ACPI),), self.address)
 
 
-@pytest.mark.parametrize("where", [0xE_0000, 63 * MIB])
+@pytest.mark.parametrize("where", [0xE_0000, 31 * MIB])
 def test_tables_are_told_in_the_memory_map_and_in_acpi_rsdp_addr(where: int) -> None:
     tables = SomeTables(where)
     entry, memory = load(LinuxKernel(BZIMAGE.to_bytes(), initrd=bytes(2 * MIB), tables=[tables]))
@@ -389,11 +389,11 @@ def test_pvh_starts_where_the_note_says_with_start_info_in_ebx() -> None:
         assert memory.read_cstring(info.cmdline_paddr) == b"quiet"
         assert (info.nr_modules, info.rsdp_paddr) == (1, 0xE_0000)
         module = struct.unpack("<QQQQ", memory.read(info.modlist_paddr, 32))
-        assert module == (64 * MIB - 0x1000, 6, 0, 0)
+        assert module == (32 * MIB - 0x1000, 6, 0, 0)
         assert memory.read(module[0], 6) == b"initrd"
         entries = list(struct.iter_unpack("<QQII", memory.read(info.memmap_paddr, 24 * info.memmap_entries)))
         assert entries[0] == (0, 0x9_FC00, 1, 0)
-        assert entries[-1] == (MIB, 63 * MIB, 1, 0)
+        assert entries[-1] == (MIB, 31 * MIB, 1, 0)
 
 
 def test_pvh_without_an_initrd_has_no_modules() -> None:
@@ -448,7 +448,7 @@ def test_the_setup_code_is_entered_in_real_mode_as_the_document_says() -> None:
     assert number(memory, base + 0x224, 2) == 0xE000 - 0x200, "heap_end_ptr"
     assert number(memory, base + 0x228, 4) == base + 0xE000, "cmd_line_ptr"
     assert memory.read_cstring(base + 0xE000) == b"quiet"
-    assert number(memory, base + 0x218, 8) == 64 * MIB - 0x1000 | 6 << 32, "ramdisk_image and ramdisk_size"
+    assert number(memory, base + 0x218, 8) == 32 * MIB - 0x1000 | 6 << 32, "ramdisk_image and ramdisk_size"
     assert number(memory, base + 0x214, 4) == KERNEL, "code32_start"
     assert memory.read(number(memory, base + 0x250, 8) + 8, 12) == struct.pack("<II4s", 9, 4, b"seed")
     assert memory.read(KERNEL, 0x400) == BZIMAGE.protected
@@ -487,9 +487,9 @@ def test_too_little_ram_is_refused_in_words(options: dict[str, object], regions:
 
 
 def test_a_guest_without_low_memory_has_its_parameters_above_1_mib() -> None:
-    entry, memory = load(LinuxKernel(BZIMAGE.to_bytes()), ram((MIB, 63 * MIB)))
+    entry, memory = load(LinuxKernel(BZIMAGE.to_bytes()), ram((MIB, 31 * MIB)))
     assert entry.low == MIB
-    assert e820(memory, entry.state.regs.rsi) == [(MIB, 63 * MIB, 1)]
+    assert e820(memory, entry.state.regs.rsi) == [(MIB, 31 * MIB, 1)]
     with pytest.raises(ImageError, match="the real-mode code with heap and command line goes to 0x80000"):
         LinuxKernel(BZIMAGE.to_bytes(), entry="real").load(memory)
 
@@ -505,14 +505,14 @@ def test_a_kernel_can_be_loaded_twice_and_does_not_change_by_it() -> None:
     memories = [ram(), ram()]
     entries = [kernel.load(memory) for memory in memories]
     assert entries[0].ranges == entries[1].ranges
-    assert memories[0].read(0, 64 * MIB) == memories[1].read(0, 64 * MIB)
+    assert memories[0].read(0, 32 * MIB) == memories[1].read(0, 32 * MIB)
 
 
 def test_only_what_the_entry_lists_is_written() -> None:
     for options in ({}, {"unpack": False}, {"entry": "32"}, {"entry": "real"}, {"entry": "pvh"}):
         kernel = LinuxKernel(BZIMAGE.to_bytes(), initrd=b"initrd", **options)
         entry, memory = load(kernel)
-        contents = bytearray(memory.read(0, 64 * MIB))
+        contents = bytearray(memory.read(0, 32 * MIB))
         for used in entry.ranges:
             contents[used.address : used.end] = b"\xcc" * used.size
-        assert contents == b"\xcc" * (64 * MIB)
+        assert contents == b"\xcc" * (32 * MIB)
