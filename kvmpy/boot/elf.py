@@ -18,7 +18,7 @@ from kvmpy.errors import ImageError
 if TYPE_CHECKING:
     from kvmpy.memory import GuestMemory
 
-__all__ = ["ElfImage"]
+__all__ = ["ElfImage", "elf_of"]
 
 DEFAULT_BASE = 0x10_0000
 """Where a position-independent image goes that was linked for address 0: 1 MiB, above the BIOS area."""
@@ -239,3 +239,9 @@ class ElfImage:
 
     def __repr__(self) -> str:
         return f"<ElfImage {self._source.name} {self.machine} entry={self.entry:#x}>"
+
+
+def elf_of(image: object) -> ElfImage | None:
+    """The ELF file that an image is, or that is in it as in a kernel's (`image.elf`); None where there is none."""
+    elf = image if isinstance(image, ElfImage) else getattr(image, "elf", None)
+    return elf if isinstance(elf, ElfImage) else None

@@ -120,9 +120,10 @@ class LineTable:
     @classmethod
     def of_image(cls, image: Image) -> LineTable | None:
         """The lines of an ElfImage where it is loaded; None for other images. Raises ImageError as `from_elf` does."""
-        from kvmpy.boot.elf import ElfImage
+        from kvmpy.boot.elf import elf_of
 
-        return cls.from_elf(image) if isinstance(image, ElfImage) else None
+        elf = elf_of(image)
+        return cls.from_elf(elf) if elf is not None else None
 
     def __bool__(self) -> bool:
         return bool(self._units)

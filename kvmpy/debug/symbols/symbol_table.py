@@ -62,13 +62,14 @@ class SymbolTable:
 
     @classmethod
     def of_image(cls, image: Image) -> SymbolTable:
-        """The symbols of an image where it is loaded: of an ElfImage those in its file, of others none.
+        """The symbols of an image where it is loaded: those of the ELF file that it is or holds, else none.
 
         Raises ImageError as `from_elf` does.
         """
-        from kvmpy.boot.elf import ElfImage
+        from kvmpy.boot.elf import elf_of
 
-        return cls.from_elf(image) if isinstance(image, ElfImage) else cls()
+        elf = elf_of(image)
+        return cls.from_elf(elf) if elf is not None else cls()
 
     @classmethod
     def from_system_map(cls, source: bytes | str | os.PathLike[str], *, bias: int = 0) -> SymbolTable:
