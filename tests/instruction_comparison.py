@@ -109,7 +109,7 @@ class PlainProcessor:
         self.enabled = xcr0()
         self.tsc = 0
 
-    def extended_state(self) -> ExtendedState:
+    def extended_state(self, replaced: int = 0) -> ExtendedState:
         return self.extended
 
     def read_msr(self, index: int) -> int | None:

@@ -108,11 +108,12 @@ class EmulatedProcessor:
         """Whether it has been got from KVM."""
         return self._extended is not None
 
-    def extended_state(self) -> ExtendedState:
+    def extended_state(self, replaced: int = 0) -> ExtendedState:
         """x87, SSE, AVX ... state; changes are written back by `write_back`."""
         if self._extended is None:
             area = self._xsave_area()
-            area.load()
+            if replaced & area.components != area.components or not area.clear():
+                area.load()
             self._extended = ExtendedState(area.data, xsave_layout())
         return self._extended
 

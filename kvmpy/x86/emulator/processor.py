@@ -34,8 +34,12 @@ class Processor(Protocol):
     def memory(self) -> LinearMemory:
         """Memory by linear address."""
 
-    def extended_state(self) -> ExtendedState:
-        """x87, SSE, AVX ... state; changes are written back."""
+    def extended_state(self, replaced: int = 0) -> ExtendedState:
+        """x87, SSE, AVX ... state; changes are written back.
+
+        `replaced` are components that the instruction will overwrite, if it does anything: what they hold need not be
+        in it.
+        """
 
     def read_msr(self, index: int) -> int | None:
         """An MSR, or None when there is none (#GP)."""

@@ -43,7 +43,7 @@ class _Request:
 
     __slots__ = ("address", "components", "enabled", "op", "state")
 
-    def __init__(self, op: Operands, *, supervisor: bool) -> None:
+    def __init__(self, op: Operands, *, supervisor: bool, restores: bool = False) -> None:
         sregs = op.cpu.sregs
         if not sregs.cr4 & _OSXSAVE:
             raise GuestException.of(_UD)
@@ -55,11 +55,11 @@ class _Request:
         if self.address % 64:
             raise GuestException.of(_GP, 0)
         self.op = op
-        self.state = op.cpu.extended_state()
         # IA32_XSS does not count: no supervisor component is in the area that KVM gives, and where KVM offers one,
         # the processor itself runs XSAVES.
         self.enabled = op.cpu.xcr0()
         self.components = self.enabled & (op.register(_RDX, 4) << 32 | op.register(_RAX, 4))
+        self.state = op.cpu.extended_state(self.components if restores else 0)
 
     def extended(self, mask: int) -> list[tuple[int, int]]:
         """The extended components of `mask`: number, and how many bytes of it this mode has."""
@@ -113,19 +113,13 @@ def _legacy_pieces(request: _Request, components: int, mxcsr: bool) -> Pieces:
 
 
 def _write(request: _Request, pieces: Pieces) -> None:
-    """Write the pieces, joined where they touch: all of them, or a page fault and none."""
-    joined: list[tuple[int, bytearray]] = []
-    for offset, data in pieces:
-        if joined and joined[-1][0] + len(joined[-1][1]) == offset:
-            joined[-1][1].extend(data)
-        else:
-            joined.append((offset, bytearray(data)))
+    """Write the pieces: all of them, or a page fault and none."""
     memory, address = request.op.cpu.memory, request.address
     end = pieces[-1][0] + len(pieces[-1][1])
     if address % 0x1000 + end > 0x1000:
         memory.check_writable(address, end)
-    for offset, run in joined:
-        memory.write(address + offset, bytes(run))
+    for offset, data in pieces:
+        memory.write(address + offset, bytes(data))
 
 
 def _save_standard(op: Operands, *, only_in_use: bool) -> None:
@@ -180,7 +174,7 @@ def _xsaves(op: Operands) -> None:
 
 
 def _restore(op: Operands, *, supervisor: bool) -> None:
-    request = _Request(op, supervisor=supervisor)
+    request = _Request(op, supervisor=supervisor, restores=True)
     state, asked, memory, address = request.state, request.components, op.cpu.memory, request.address
     legacy = bytearray(memory.read(address, HEADER_END))
     present, layout = (int.from_bytes(legacy[at : at + 8], "little") for at in (XSTATE_BV, XCOMP_BV))
