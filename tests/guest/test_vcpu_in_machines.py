@@ -221,6 +221,12 @@ def test_a_deadline_does_not_wait_for_a_guest_that_is_hardly_ever_in_kvm_run() -
             assert len(reads) <= 7  # five take as long as the timeout
 
 
+def interrupted(run: Callable[[], object], thread: int) -> None:
+    """Call `run`, with a SIGINT to a thread a moment later; on a busy machine that may be before its begin."""
+    threading.Timer(0.03, signal.pthread_kill, (thread, signal.SIGINT)).start()
+    run()
+
+
 @pytest.mark.parametrize("source", [SPIN, COUNT_OUT], ids=["spins", "exits"])
 def test_ctrl_c_that_another_thread_receives_ends_a_run_without_a_deadline(source: str) -> None:
     with machine_with(source) as machine, stopped_at_last(machine):
@@ -230,8 +236,7 @@ def test_ctrl_c_that_another_thread_receives_ends_a_run_without_a_deadline(sourc
         other.start()
         for _ in range(5):
             with pytest.raises(KeyboardInterrupt):
-                threading.Timer(0.02, signal.pthread_kill, (other.ident or 0, signal.SIGINT)).start()
-                machine.run()
+                interrupted(machine.run, other.ident or 0)
         stop.set()
         other.join()
 
