@@ -31,6 +31,7 @@ __all__ = ["Debugger"]
 
 _BREAKPOINT = 3
 _HLT = b"\xf4"
+_PREFIXES = b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3"
 _STEP = 1 << 14
 """DR6.BS: a single step ended (SDM vol. 3, 18.2.3)."""
 
@@ -105,12 +106,18 @@ class Debugger(Points):
                 return self._debug_exception(vcpu, dr6)
             case exits.Debug(exception=3) | exits.InternalError(suberror=1) if self._software:
                 pc = linear_pc(runner.vcpu)
-                if self._patched(runner.vcpu, pc) is not None:
+                physical = self._patched(runner.vcpu, pc)
+                if physical is not None and physical != vcpu.lifted:  # or KVM gave up on the instruction itself
                     self._reached(vcpu, pc, self._breakpoints_at(runner.vcpu, pc))
                     return True
                 if isinstance(event, exits.Debug):  # the guest's own INT3 (KVM API, section 4.87)
                     runner.vcpu.inject_exception(_BREAKPOINT)
                     return True
+        return False
+
+    def hold(self, runner: VcpuRunner, event: Exit) -> bool:
+        """Have the guest stand before a bad end, for whoever is attached."""
+        vcpu = self._vcpus[runner.vcpu]
         if self._listener is not None and type(event) not in runner.exit_handlers:
             outcome = runner.outcome_of(event)
             if outcome is not None and not outcome.ok:
@@ -122,6 +129,8 @@ class Debugger(Points):
     def _debug_exception(self, vcpu: VcpuDebugging, dr6: int) -> bool:
         pc = linear_pc(vcpu.vcpu)
         stepped = bool(dr6 & _STEP) and vcpu.stepping
+        if stepped and pc == vcpu.step_from and self._is_locked(vcpu.vcpu, pc):
+            return True  # KVM's emulator lost the memory to another processor, and the instruction begins anew
         vcpu.accessed = False
         if vcpu.over is not None:
             self._passed(vcpu)
@@ -138,6 +147,17 @@ class Debugger(Points):
                 return self._halt(vcpu)
             self._stepped(vcpu, pc)
         return True
+
+    def _is_locked(self, vcpu: Vcpu, pc: int) -> bool:
+        """Whether the instruction at `pc` has a LOCK prefix, or is XCHG, which locks by itself."""
+        try:
+            code = self.read_memory(vcpu, pc, min(15, 0x1000 - pc % 0x1000))
+        except UsageError:
+            return False
+        opcode = code.lstrip(_PREFIXES)
+        if vcpu.sregs.cs.l and opcode[:1] and opcode[0] >> 4 == 4:  # REX
+            opcode = opcode[1:]
+        return 0xF0 in code[: len(code) - len(opcode)] or opcode[:1] in (b"\x86", b"\x87")
 
     def _has_halted(self, vcpu: VcpuDebugging, pc: int) -> bool:
         """Whether the step that ended at `pc` was that of a HLT."""

@@ -62,7 +62,7 @@ class Inspection:
         """What the guest did so far."""
         from kvmpy.machine.statistics import collect
 
-        return collect((runner.loop for runner in self._runners), (self.ports, self.mmio))
+        return collect(self._runners, (self.ports, self.mmio))
 
     def recent_exits(self, vcpu: int = 0) -> "tuple[DeviceAccess | Exit, ...]":
         """The last exits of a vCPU, by its place in `vcpus`, that were handled; the oldest first."""

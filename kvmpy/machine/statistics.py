@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from kvmpy.machine.bus import Bus
-    from kvmpy.machine.run_loop import RunLoop
+    from kvmpy.machine.vcpu_runner import VcpuRunner
 
 __all__ = ["AccessCount", "Statistics", "collect"]
 
@@ -34,14 +34,22 @@ class AccessCount:
 
 
 class Statistics:
-    """`accesses` that devices answered, `unclaimed` ones, and all other `exits` by KVM_EXIT_ name."""
+    """`accesses` that devices answered, `unclaimed` ones, and all other `exits` by KVM_EXIT_ name.
 
-    __slots__ = ("accesses", "exits", "unclaimed")
+    `completed` are instructions that KVM gave up on and that were done in software, by name.
+    """
+
+    __slots__ = ("accesses", "completed", "exits", "unclaimed")
 
     def __init__(
-        self, accesses: tuple[AccessCount, ...], unclaimed: tuple[AccessCount, ...], exits: dict[str, int]
+        self,
+        accesses: tuple[AccessCount, ...],
+        unclaimed: tuple[AccessCount, ...],
+        exits: dict[str, int],
+        completed: dict[str, int] | None = None,
     ) -> None:
         self.accesses = accesses
+        self.completed = completed or {}
         self.unclaimed = unclaimed
         self.exits = exits
 
@@ -56,6 +64,7 @@ class Statistics:
     def __str__(self) -> str:
         lines = [access.line() for access in self.accesses]
         lines += [f"{count:>10}  {name}" for name, count in self.exits.items()]
+        lines += [f"{count:>10}  {name} done in software" for name, count in self.completed.items()]
         lines += [f"{access.line()}  (nobody there)" for access in self.unclaimed]
         return "\n".join(lines)
 
@@ -65,11 +74,16 @@ class Statistics:
         return preformatted(str(self) or "nothing so far")
 
 
-def collect(loops: "Iterable[RunLoop]", buses: "Iterable[Bus]") -> Statistics:
+def collect(runners: "Iterable[VcpuRunner]", buses: "Iterable[Bus]") -> Statistics:
     """Add up the counts of all vCPUs. Those of a vCPU that runs at this moment may be a few behind."""
+    completed: dict[str, int] = {}
     totals: dict[tuple[str, str, int, int], int] = {}
     others: dict[str, int] = {}
-    for loop in loops:
+    for runner in runners:
+        if runner.completion is not None:
+            for name, count in list(runner.completion.counts.items()):
+                completed[name] = completed.get(name, 0) + count
+        loop = runner.loop
         for key, count in loop.counts().items():
             totals[key] = totals.get(key, 0) + count
         for reason, count in loop.other_exits.items():
@@ -79,4 +93,4 @@ def collect(loops: "Iterable[RunLoop]", buses: "Iterable[Bus]") -> Statistics:
     unclaimed = tuple(
         AccessCount(bus.kind, *key, count) for bus in buses for key, count in sorted(bus.unclaimed.items())
     )
-    return Statistics(accesses, unclaimed, others)
+    return Statistics(accesses, unclaimed, others, completed)

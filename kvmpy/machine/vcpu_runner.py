@@ -36,6 +36,9 @@ if TYPE_CHECKING:
         def inspect(self, runner: "VcpuRunner", event: Exit) -> bool:
             """Look at an exit that is not a device's before anybody else does. True: it is the debugger's."""
 
+        def hold(self, runner: "VcpuRunner", event: Exit) -> bool:
+            """Look at one that is left, before the user's handlers do. True: the guest stands for the debugger."""
+
     Guard = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 __all__ = ["VcpuRunner"]
@@ -215,24 +218,31 @@ class VcpuRunner:
 
     def _other(self, event: Exit) -> bool:
         """Handle an exit that no device does. True: leave the loop."""
-        if self.inspector is not None and self.inspector.inspect(self, event):
-            if not self.control.leaving:
-                self.inspector.before_entry(self)
-            return self.control.leaving
-        if self.ring3_entry is not None and type(event) is exits.Debug and self.ring3_entry.inspect(event):
+        inspector = self.inspector
+        if (
+            (inspector is not None and inspector.inspect(self, event))
+            or self._repair(event)
+            or (inspector is not None and inspector.hold(self, event))
+        ):
+            if inspector is not None and not self.control.leaving:
+                inspector.before_entry(self)
             return self.control.leaving
         return self.handle(event)
 
     def handle(self, event: Exit) -> bool:
         """Handle such an exit without a debugger: by a handler of the user's, or as the end of the run."""
-        if type(event) is exits.InternalError and self._complete(event):
-            return self.control.leaving
         handler = self.exit_handlers.get(type(event))
         outcome = handler(self.vcpu, event) if handler is not None else self.outcome_of(event)
         if outcome is not None:
             self.control.finish(outcome)
         # The instruction whose answer KVM waits for is completed first; the kick of the end brings the vCPU out again.
         return self.control.leaving and not isinstance(event, Answered)
+
+    def _repair(self, event: Exit) -> bool:
+        """Do what KVM should have done: an entry of ring 0 from ring 3, or an instruction that it does not know."""
+        if type(event) is exits.Debug:
+            return self.ring3_entry is not None and self.ring3_entry.inspect(event)
+        return type(event) is exits.InternalError and self._complete(event)
 
     def _look_after_ring3_entry(self) -> None:
         """Once the guest has enabled SYSCALL: have it repaired, where it needs to be."""
