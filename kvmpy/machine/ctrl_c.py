@@ -3,6 +3,8 @@
 import signal
 import threading
 
+from kvmpy.machine import run_control
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +39,19 @@ class CtrlC:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _handle(self, number: int, frame: "FrameType | None") -> None:
-        if self.seen and not self.deferred:
+        if self.seen and not self.deferred and not _in_run_control(frame):
             raise KeyboardInterrupt
         self.seen = True
         self._interrupt()
+
+
+def _in_run_control(frame: "FrameType | None") -> bool:
+    """Whether the signal came in the midst of what needs the lock of the run: an exception there might leave it held.
+
+    Nothing there lasts: whoever waits under that lock is woken by the first SIGINT.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename == run_control.__file__:
+            return True
+        frame = frame.f_back
+    return False
