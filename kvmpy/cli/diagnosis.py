@@ -102,12 +102,15 @@ def guest_advice(findings: dict[str, Any]) -> list[Advice]:
         advice.append(
             Advice(
                 f"SYSCALL in ring 3: {ring3['syscall']}",
-                "enter ring 0 by a port write or by INT3 through a gate instead",
+                "a Machine repairs it; on a bare Vcpu enter ring 0 by a port write or by INT3 through a gate",
             )
         )
     if ring3["int n"] != "delivered":
         advice.append(
-            Advice(f"INT n in ring 3: {ring3['int n']}", "INT3 and exceptions such as #PF and #UD lead to ring 0")
+            Advice(
+                f"INT n in ring 3: {ring3['int n']}",
+                "a Machine repairs it; on a bare Vcpu INT3 and exceptions such as #PF and #UD lead to ring 0",
+            )
         )
     hanging = [name for name, answer in findings["hypercalls"].items() if answer == "hangs"]
     if hanging:
@@ -130,7 +133,7 @@ def guest_advice(findings: dict[str, Any]) -> list[Advice]:
         advice.append(
             Advice(
                 f"ring 0 cannot run, or runs wrongly, what this processor has: {', '.join(refused)}",
-                "compile kernels for plain general registers (-mgeneral-regs-only), without these",
+                "a Machine does most in software, some 40 us each; or compile with gcc's -mgeneral-regs-only",
             )
         )
     return advice
