@@ -60,7 +60,7 @@ DOORS: dict[str, set[str]] = {"kvmpy.machine.inspection": {"debug"}}
 """Modules whose functions import from a layer above when they are called: `Machine` has methods for such tools."""
 
 OPTIONAL_PACKAGES = {
-    "pytest_plugin": {"pytest"}, "boot": {"elftools", "lz4", "zstandard"}, "guest": {"elftools"}, "debug": {"elftools", "capstone"},
+    "pytest_plugin": {"pytest"}, "boot": {"lz4", "zstandard"}, "guest": {"elftools"}, "debug": {"capstone"},
 }  # fmt: skip
 """Packages outside the standard library, by the layer that may import them. elftools is the one dependency."""
 
