@@ -16,5 +16,10 @@ PROPERTY_EXAMPLES = {"dev": 50, "ci": 300}
 if PROFILE not in PROPERTY_EXAMPLES:
     raise ValueError(f"HYPOTHESIS_PROFILE={PROFILE!r}: choose one of {', '.join(PROPERTY_EXAMPLES)}")
 
-FUZZ_EXAMPLES = int(os.environ.get("KVMPY_FUZZ_EXAMPLES") or {"dev": 200, "ci": 10_000}[PROFILE])
+_ASKED_FOR = os.environ.get("KVMPY_FUZZ_EXAMPLES")
+
+FUZZ_EXAMPLES = int(_ASKED_FOR or {"dev": 200, "ci": 2_000}[PROFILE])
 """Examples of a test under tests/fuzz/."""
+
+DEVICE_EXAMPLES = int(_ASKED_FOR or {"dev": 200, "ci": 10_000}[PROFILE])
+"""Accesses of a guest to one device, of which there are more ways to go wrong, and which are quick."""

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_board import RecordingBoard
-from fuzz_settings import PROFILE, PROPERTY_EXAMPLES
+from fuzz_settings import DEVICE_EXAMPLES, PROFILE, PROPERTY_EXAMPLES
 from kvmpy.devices import (
     I8042,
     Cmos,
@@ -105,7 +105,7 @@ Access = tuple[str, int, int | None, int, int, int]
 ACCESSES = st.lists(ACCESS, max_size=30)
 
 fewer = settings(max_examples=PROPERTY_EXAMPLES[PROFILE])
-"""The first test alone gets all the examples of the profile: ten devices times four tests would take too long."""
+"""The first test alone gets many examples: ten devices times four tests would take too long."""
 
 
 class Bench:
@@ -160,6 +160,7 @@ class Bench:
 
 @pytest.mark.parametrize("kind", DEVICES)
 @given(accesses=ACCESSES)
+@settings(max_examples=DEVICE_EXAMPLES)
 def test_any_accesses_are_answered_and_fit(kind: str, accesses: list[Access]) -> None:
     bench = Bench(kind)
     bench.play(accesses)
