@@ -78,7 +78,7 @@ def _a20(case: Case) -> Suspicion | None:
     if case.sregs.cr0 & Cr0.PE or not _MEGABYTE <= case.rip < _MEGABYTE + 0xFFF0:
         return None
     wrapped = case.rip - _MEGABYTE
-    if not case.memory.contains(wrapped) or not any(case.memory.read(wrapped, 4)):
+    if not any(read_linear(case.memory, case.state, wrapped, 4)):
         return None
     cs, ip = case.sregs.cs.selector, case.regs.rip
     return cause(
