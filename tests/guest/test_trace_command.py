@@ -163,7 +163,13 @@ def test_an_interrupt_leaves_a_sound_file(image: Path, tmp_path: Path, suffix: s
         assert f"events in {output}" in said.decode()
     text = output.read_text()
     if suffix == "json":
-        assert len(json.loads(text)["traceEvents"]) > 3
+        try:
+            events = json.loads(text)["traceEvents"]
+        except json.JSONDecodeError:
+            # SIGKILL ends even a write(2) in the midst: then it is the last event that is torn, and no more.
+            assert number == signal.SIGKILL
+            events = json.loads(text[: text.rindex("\n")].rstrip(",") + "]}")["traceEvents"]
+        assert len(events) > 3
     elif suffix == "jsonl":
         assert all(json.loads(line) for line in text.splitlines())
     elif suffix == "txt":

@@ -11,7 +11,7 @@ __all__ = ["TraceFile"]
 class TraceFile:
     """Appends text, with an ending after each piece that the next piece replaces.
 
-    So a reader finds a complete file at any time, also when the process is killed. In a pipe the ending is written
+    So a reader finds a complete file between any two writes (SIGKILL may tear one). In a pipe the ending is written
     only once, by `close`. A write that fails (a full disk) takes back what it wrote of its piece, raises OSError, and
     leaves the file as it was.
     """
