@@ -61,5 +61,8 @@ def _message(vector: int, state: CpuState, memory: GuestMemory) -> str:
     behind = segment * 0x10 + offset
     if behind >= 2 and memory.region_at(behind - 1) and memory.read(behind - 2, 2) == bytes((_INT, vector)):
         place = f"at {segment:#06x}:{offset - 2 & 0xFFFF:#06x} with AX={state.regs.rax & 0xFFFF:#06x}"
-        return f"INT {vector:#04x} {place}, but there is no BIOS here; to print, write to port 0x3f8 (COM1) or 0xe9"
+        return (
+            f"INT {vector:#04x} {place}, but there is no BIOS here; to print, write to port 0x3f8 (COM1) or 0xe9, or "
+            "have SeaBIOS boot the image: --firmware /usr/share/seabios/bios.bin --floppy IMAGE"
+        )
     return f"interrupt {vector:#04x} at {segment:#06x}:{offset:#06x} has no handler, and there is no BIOS here"

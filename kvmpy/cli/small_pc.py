@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from kvmpy.cli.quantities import address, count, size
-from kvmpy.errors import UsageError
+from kvmpy.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +50,11 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     image.add_argument(
         "--firmware", action="store_true", help="IMAGE is a ROM: it ends at 4 GiB and starts at the reset vector"
     )
+    image.add_argument(
+        "--floppy", metavar="FILE",
+        help="with --firmware, if that is SeaBIOS: the disk to boot from. It prints by INT 10h on COM1, and INT 16h "
+        "reads what COM1 receives",
+    )  # fmt: skip
 
 
 def add_machine_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -80,8 +85,11 @@ class SmallPc:
     def __init__(self, args: argparse.Namespace) -> None:
         if args.cpus > 0x100:
             raise UsageError(f"--cpus is at most 256, not {args.cpus}: a PC's CMOS cannot say more")
+        if args.floppy is not None and not args.firmware:
+            raise UsageError("--floppy goes with --firmware: IMAGE is then SeaBIOS, such as Debian's bios.bin")
         try:
             self.image = _choose_image(args)
+            self._floppy = None if args.floppy is None else _read_floppy(args.floppy)
         except OSError as error:
             raise ImageUnreadable(error.errno, error.strerror, error.filename) from error
         self._args = args
@@ -101,7 +109,7 @@ class SmallPc:
         with self._stack as stack:
             kvm = stack.enter_context(Kvm(args.device))
             self.machine = stack.enter_context(Machine(args.memory, args.cpus, kvm=kvm))
-            self.serial = _plug_in_devices(self.machine, args, stack)
+            self.serial = _plug_in_devices(self.machine, args, self._floppy, stack)
             self.entry = self.machine.load(self.image)
             self._without_bios = not args.firmware and absent_bios.install(self.machine.memory, self.entry)
             self._stack = stack.pop_all()
@@ -180,7 +188,19 @@ def _magic(path: str) -> bytes:
         return file.read(4)
 
 
-def _plug_in_devices(machine: Machine, args: argparse.Namespace, stack: contextlib.ExitStack) -> Uart16550:
+def _read_floppy(path: str) -> bytes:
+    from kvmpy.boot.image_source import ImageSource
+    from kvmpy.devices.fw_cfg import FLOPPY_SIZES
+
+    file = ImageSource(path)
+    if not 0 < file.size <= FLOPPY_SIZES[-1]:
+        raise ImageError(f"has {file.size} bytes; a floppy image has 1 to {FLOPPY_SIZES[-1]} (2880 KiB)", file.name)
+    return file.read_all()
+
+
+def _plug_in_devices(
+    machine: Machine, args: argparse.Namespace, floppy: bytes | None, stack: contextlib.ExitStack
+) -> Uart16550:
     from kvmpy.devices import I8042, Cmos, DebugConsole, DebugExit, FwCfg, PciHostBridge, PostPort, Uart16550
 
     debug_sink: Any = _to_standard_output
@@ -200,7 +220,9 @@ def _plug_in_devices(machine: Machine, args: argparse.Namespace, stack: contextl
     machine.add(Cmos(memory_below_4g=below, memory_above_4g=above, cpus=args.cpus))
     if args.firmware:
         machine.add(PciHostBridge())
-        machine.add(FwCfg(cpus=args.cpus, ram_size=args.memory, memory=machine.memory))
+        configuration = machine.add(FwCfg(cpus=args.cpus, ram_size=args.memory, memory=machine.memory))
+        if floppy is not None:
+            configuration.add_floppy(floppy)
     return serial
 
 

@@ -11,8 +11,9 @@ from enum import IntEnum, IntFlag
 from typing import Any, Protocol
 
 from kvmpy.devices.device import Device, Region
+from kvmpy.errors import UsageError
 
-__all__ = ["DmaControl", "FwCfg", "GuestMemory", "Key"]
+__all__ = ["FLOPPY_SIZES", "DmaControl", "FwCfg", "GuestMemory", "Key"]
 
 DATA = 1  # port 0x511
 DMA_HIGH = 4  # port 0x514: the address of the DMA descriptor, big endian
@@ -25,6 +26,11 @@ FILE_FIRST = 0x20
 FILE_LIMIT = 0x1000
 NAME_LENGTH = 56  # with the closing NUL
 CHUNK = 1 << 20
+
+KIB = 1024
+FLOPPY_SIZES = tuple(size * KIB for size in (160, 180, 320, 360, 720, 1200, 1440, 2880))
+"""The floppy formats that SeaBIOS knows, by their bytes: it tells sides, tracks and sectors from the size alone."""
+USUAL_FLOPPY = 1440 * KIB
 
 
 class Key(IntEnum):
@@ -63,8 +69,10 @@ class FwCfg(Device):
     """Selector at port 0x510 (16 bits), data at 0x511, and with `memory` the DMA interface at 0x514.
 
     `cpus`, `ram_size` (bytes), `boot_menu`, `boot_order` (device paths) and `e820` (address, length, type) fill the
-    items that SeaBIOS reads; `add_file` and `add_item` add more. The guest cannot write items: the DMA write sets the
-    error bit. What a guest gets wrong with DMA is counted as `dma_error`.
+    items that SeaBIOS reads; `add_file` and `add_item` add more, `add_floppy` and `add_video_bios` files that SeaBIOS
+    knows. The machine says that it has no graphics, whereupon SeaBIOS copies all that is printed by INT 10h to COM1,
+    and what comes from there to INT 16h. The guest cannot write items: the DMA write sets the error bit. What a guest
+    gets wrong with DMA is counted as `dma_error`.
     """
 
     name = "fw_cfg"
@@ -122,6 +130,27 @@ class FwCfg(Device):
         self.add_item(key, data)
         self._list_files()
         return key
+
+    def add_floppy(self, image: bytes, name: str = "floppy.img") -> int:
+        """Put a disk into SeaBIOS's drive A, from which it boots; answers the key of the file.
+
+        SeaBIOS copies it into the guest's RAM, where INT 13h reads and writes it: `image` does not change. One that has
+        none of FLOPPY_SIZES is filled up with zeros to 1440 KiB (18 sectors a track, 2 sides, 80 tracks) or, if it is
+        larger, 2880 KiB. Raises UsageError for an empty image and for more than that.
+        """
+        size, largest = len(image), FLOPPY_SIZES[-1]
+        if not 0 < size <= largest:
+            raise UsageError(f"a floppy image has 1 to {largest} bytes (2880 KiB), not {size}")
+        if size not in FLOPPY_SIZES:
+            image = bytes(image).ljust(USUAL_FLOPPY if size <= USUAL_FLOPPY else largest, b"\0")
+        return self.add_file(f"floppyimg/{name}", image)
+
+    def add_video_bios(self, rom: bytes, name: str = "vgabios.bin") -> int:
+        """A ROM that SeaBIOS starts for INT 10h, such as its own vgabios-isavga.bin; answers the key of the file.
+
+        With it the text screen at 0xB8000 holds what INT 10h prints.
+        """
+        return self.add_file(f"vgaroms/{name}", rom)
 
     @property
     def files(self) -> tuple[str, ...]:

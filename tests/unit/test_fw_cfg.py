@@ -5,9 +5,12 @@ from __future__ import annotations
 import struct
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from kvmpy.devices.fw_cfg import DmaControl, FwCfg, Key
-from kvmpy.errors import GuestMemoryError
+from fuzz_settings import PROFILE, PROPERTY_EXAMPLES
+from kvmpy.devices.fw_cfg import FLOPPY_SIZES, DmaControl, FwCfg, Key
+from kvmpy.errors import GuestMemoryError, UsageError
 
 DATA, DMA_HIGH, DMA_LOW = 1, 4, 8
 
@@ -183,3 +186,65 @@ def test_state_keeps_selection_place_and_items() -> None:
     copy.restore(device.state())
     assert bytes(copy.read(DATA, 1) for _ in range(6)) == b"456789"
     assert copy.files == ("opt/x",)
+
+
+# --- what SeaBIOS looks for ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "offered"),
+    [
+        (1, 1440), (512, 1440), (360 * 1024, 360), (360 * 1024 + 1, 1440), (1440 * 1024, 1440),
+        (1440 * 1024 + 1, 2880), (2880 * 1024, 2880),
+    ],
+)  # fmt: skip
+def test_floppy_is_filled_up_to_a_size_that_seabios_knows(size: int, offered: int) -> None:
+    device = FwCfg()
+    key = device.add_floppy(b"\x5a" * size)
+    assert directory(device) == {"floppyimg/floppy.img": (key, offered * 1024)}
+    assert offered * 1024 in FLOPPY_SIZES
+    assert dict(device.state()["items"])[key] == (b"\x5a" * size).ljust(offered * 1024, b"\0")
+
+
+@pytest.mark.parametrize("size", [0, 2880 * 1024 + 1])
+def test_floppy_that_is_none_is_refused(size: int) -> None:
+    device = FwCfg()
+    with pytest.raises(UsageError, match=rf"1 to 2949120 bytes \(2880 KiB\), not {size}"):
+        device.add_floppy(bytes(size))
+    assert device.files == ()
+
+
+def test_video_bios_is_where_seabios_looks_for_roms() -> None:
+    device = FwCfg()
+    key = device.add_video_bios(b"\x55\xaa\x01")
+    assert directory(device) == {"vgaroms/vgabios.bin": (key, 3)}
+
+
+NAMES = st.text(st.characters(min_codepoint=1, max_codepoint=0x7F), min_size=1, max_size=55)
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["select", "select", "read", "address", "transfer"]), st.integers(0, 0xFFFF_FFFF),
+        st.sampled_from([1, 2, 4]),
+    ),
+    max_size=20,
+)  # fmt: skip
+
+
+@given(files=st.dictionaries(NAMES, st.binary(max_size=100), max_size=20), steps=STEPS)
+@settings(max_examples=PROPERTY_EXAMPLES[PROFILE])
+def test_directory_lists_every_file_whatever_a_guest_did_before(
+    files: dict[str, bytes], steps: list[tuple[str, int, int]]
+) -> None:
+    device = FwCfg(memory=Ram())
+    keys = {name: device.add_file(name, data) for name, data in files.items()}
+    for what, value, size in steps:
+        if what == "select":
+            device.write(0, 2, value & 0xFFFF)
+        elif what == "read":
+            assert 0 <= device.read(DATA, size) < 1 << 8 * size
+        else:
+            device.write(DMA_HIGH if what == "address" else DMA_LOW, 4, value)
+    listed = directory(device)
+    assert listed == {name: (keys[name], len(data)) for name, data in files.items()}
+    for name, data in files.items():
+        assert item(device, keys[name], len(data) + 1) == data + b"\0"
