@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kvmpy.devices.host_input import HostInput
 
 
@@ -26,6 +28,20 @@ class RecordingLine:
         return self.history.count(True)
 
 
+class RecordingTimer:
+    """A timer that a test lets ring."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.call = call
+        self.deadline: float | None = None
+
+    def start(self, deadline: float) -> None:
+        self.deadline = deadline
+
+    def stop(self) -> None:
+        self.deadline = None
+
+
 class RecordingBoard:
     """Gives out recording lines, and notes how the run was ended."""
 
@@ -34,6 +50,7 @@ class RecordingBoard:
         self.ended: list[tuple[str, int | None]] = []
         self.inputs: list[HostInput] = []
         self.queued: set[int] = set()
+        self.timers: list[RecordingTimer] = []
 
     def interrupt_line(self, number: int) -> RecordingLine:
         return self.lines.setdefault(number, RecordingLine())
@@ -58,3 +75,7 @@ class RecordingBoard:
 
     def forget(self, source: HostInput) -> None:
         self.inputs.remove(source)
+
+    def timer(self, call: Callable[[], object]) -> RecordingTimer:
+        self.timers.append(RecordingTimer(call))
+        return self.timers[-1]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import calendar
+import threading
 import time
 from collections.abc import Callable
 from enum import IntFlag
 from typing import Any
 
-from kvmpy.devices.device import Device, Region
+from kvmpy.devices.device import NULL_LINE, Board, Device, Region, Timer
 
 __all__ = ["Cmos", "RegisterA", "RegisterB", "RegisterC", "RegisterD"]
 
@@ -23,6 +24,8 @@ CLOCK_REGISTERS = (SECONDS, MINUTES, HOURS, WEEKDAY, DAY, MONTH, YEAR, CENTURY)
 UPDATE_WARNING = 244e-6  # UIP rises this many seconds before an update (data sheet: t_BUC)
 DAY_SECONDS = 86_400
 ANY = 0xC0  # an alarm register with both top bits set matches every value
+LONGEST_SLEEP = 60.0
+"""Seconds after which the clock is looked at again: somebody may have set the host's meanwhile."""
 
 
 class RegisterA(IntFlag):
@@ -65,8 +68,8 @@ class Cmos(Device):
 
     The time is `now()` (seconds since 1970-01-01 UTC, as `time.time`), until the guest sets it; from then on it
     keeps the distance. The update, alarm and periodic flags are found when the guest reads register C, or by `poll()`:
-    between two polls any number of events is one flag. An interrupt is raised at these moments only, as no timer runs
-    here; a machine whose guest waits for interrupts of the clock has to call `poll()` often enough.
+    between two polls any number of events is one flag. For the interrupts that the guest has enabled the board's timer
+    calls `poll()`; it counts milliseconds, so a periodic rate above 1 kHz comes at 1 kHz.
 
     `memory_below_4g` and `memory_above_4g` in bytes and `cpus` go where QEMU's firmware looks for them (0x15 to 0x18,
     0x30, 0x31, 0x34, 0x35, 0x5B to 0x5D, 0x5F). `boot_order`: up to three of "a" (floppy), "c" (disk), "d" (CD), "n"
@@ -92,6 +95,8 @@ class Cmos(Device):
         self.port = port
         self.irq = irq
         self._now = now
+        self._lock = threading.Lock()
+        self._timer: Timer | None = None
         self._index = 0
         self._level = False
         self._ram = bytearray(0x80)
@@ -135,6 +140,11 @@ class Cmos(Device):
     def regions(self) -> tuple[Region, ...]:
         return (Region("port", self.port, 2, self.name, self.read, self.write, width=1),)
 
+    def attach(self, board: Board) -> None:
+        super().attach(board)
+        if self.line is not NULL_LINE:
+            self._timer = board.timer(self.poll)
+
     # --- the guest's side -------------------------------------------------------------------------------------------
 
     def write(self, offset: int, size: int, value: int) -> None:
@@ -142,22 +152,28 @@ class Cmos(Device):
         if offset == 0:
             self._index = value & 0x7F
         elif offset == 1:
-            self._write_register(self._index, value)
+            with self._lock:
+                self._write_register(self._index, value)
+                self._set_timer()
 
     def read(self, offset: int, size: int) -> int:
         if offset != 1:
             return 0xFF  # the index cannot be read back
-        index = self._index
+        with self._lock:
+            return self._read_register(self._index)
+
+    def _read_register(self, index: int) -> int:
         if index in CLOCK_REGISTERS:
             self._advance()
             return self._encode(index)
         if index == A:
             return self._ram[A] | (RegisterA.UIP.value if self._update_is_near() else 0)
         if index == C:
-            self.poll()
+            self._look()
             flags = self._ram[C]
             self._ram[C] = 0
             self._drive()
+            self._set_timer()
             return flags
         return self._ram[index]
 
@@ -166,7 +182,7 @@ class Cmos(Device):
             self._advance()
             self._decode(index, value)
         elif index in (A, B):
-            self.poll()
+            self._look()
             self._advance()  # the old mode holds up to now
             if index == A:
                 value &= 0x7F
@@ -180,7 +196,7 @@ class Cmos(Device):
         elif index in (C, D):
             self.counters["read_only_write"] += 1
         elif index in (SECONDS_ALARM, MINUTES_ALARM, HOURS_ALARM):
-            self.poll()
+            self._look()
             self._ram[index] = value
         else:
             self._ram[index] = value
@@ -251,6 +267,11 @@ class Cmos(Device):
 
     def poll(self) -> None:
         """Set the flags of all that has happened since the last poll, and drive the interrupt line."""
+        with self._lock:
+            self._look()
+            self._set_timer()
+
+    def _look(self) -> None:
         present, self._checked = self._now(), self._checked
         before, self._checked = self._checked, present
         if present <= before:
@@ -260,11 +281,11 @@ class Cmos(Device):
             if present // period != before // period:
                 self._ram[C] |= RegisterC.PF.value
         if self._running():
-            first = int(before - self._since) + 1  # the updates in (before, present], counted from `_since`
-            last = int(present - self._since)
+            first = int((before - self._since) // 1) + 1  # the updates in (before, present], counted from `_since`
+            last = int((present - self._since) // 1)
             if last >= first:
                 self._ram[C] |= RegisterC.UF.value
-                if self._alarm_within(first, last):
+                if self._next_alarm(first, last) is not None:
                     self._ram[C] |= RegisterC.AF.value
         self._drive()
 
@@ -273,8 +294,35 @@ class Cmos(Device):
         rate = self._ram[A] & 0x0F
         return float(1 << (rate + 6 if rate <= 2 else rate - 1)) / 32768
 
-    def _alarm_within(self, first: int, last: int) -> bool:
-        """Does one of the updates `first` to `last` (seconds after `_since`) meet the alarm registers?"""
+    def _set_timer(self) -> None:
+        """Have `poll` called at the next event that would raise the line, if one may."""
+        if self._timer is None:
+            return
+        enabled = self._ram[B] & 0x70
+        moment = None if self._level or not enabled else self._next_event(enabled)
+        if moment is None:
+            self._timer.stop()
+        else:
+            self._timer.start(time.monotonic() + min(max(moment - self._now(), 0.0), LONGEST_SLEEP))
+
+    def _next_event(self, enabled: int) -> float | None:
+        """When the next of these events comes, by `now()`; all up to `_checked` have been seen."""
+        moments = []
+        if enabled & RegisterB.PIE.value and self._ram[A] & 0x60 != RegisterA.DV_RESET.value and self._ram[A] & 0x0F:
+            period = self._period()
+            moments.append((self._checked // period + 1) * period)
+        if self._running():
+            first = int((self._checked - self._since) // 1) + 1
+            if enabled & RegisterB.UIE.value:
+                moments.append(self._since + first)
+            if enabled & RegisterB.AIE.value:
+                alarm = self._next_alarm(first, first + DAY_SECONDS)
+                if alarm is not None:
+                    moments.append(self._since + alarm)
+        return min(moments, default=None)
+
+    def _next_alarm(self, first: int, last: int) -> int | None:
+        """The first of the updates `first` to `last` (seconds after `_since`) that meets the alarm registers."""
         second, minute, hour = self._clock[:3]
         base = hour * 3600 + minute * 60 + second
         wanted = [
@@ -290,8 +338,8 @@ class Cmos(Device):
                     moment += unit - of_day % unit  # on to the next hour, minute or second
                     break
             else:
-                return True
-        return False
+                return moment - base
+        return None
 
     def _drive(self) -> None:
         enabled = self._ram[B] & self._ram[C] & 0x70  # each enable bit stands where its flag is
@@ -308,19 +356,24 @@ class Cmos(Device):
 
     def reset(self) -> None:
         """The RESET pin: interrupts off, flags cleared. Time, alarm and memory stay (data sheet, "RESET")."""
-        self.poll()
-        self._ram[B] &= ~(RegisterB.PIE | RegisterB.AIE | RegisterB.UIE | RegisterB.SQWE).value
-        self._ram[C] = 0
-        self._drive()
+        with self._lock:
+            self._look()
+            self._ram[B] &= ~(RegisterB.PIE | RegisterB.AIE | RegisterB.UIE | RegisterB.SQWE).value
+            self._ram[C] = 0
+            self._drive()
+            self._set_timer()
 
     def state(self) -> dict[str, Any]:
         """All registers, and the clock as its distance to `now()`: time passes while a machine is saved."""
-        return {
-            "index": self._index, "ram": bytes(self._ram), "clock": list(self._clock),
-            "since": self._since, "checked": self._checked,
-        }  # fmt: skip
+        with self._lock:
+            return {
+                "index": self._index, "ram": bytes(self._ram), "clock": list(self._clock),
+                "since": self._since, "checked": self._checked,
+            }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._index, self._ram, self._clock = state["index"], bytearray(state["ram"]), list(state["clock"])
-        self._since, self._checked = state["since"], state["checked"]
-        self._drive()
+        with self._lock:
+            self._index, self._ram, self._clock = state["index"], bytearray(state["ram"]), list(state["clock"])
+            self._since, self._checked = state["since"], state["checked"]
+            self._drive()
+            self._set_timer()

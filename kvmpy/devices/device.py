@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from kvmpy.devices.host_input import HostInput
 
-__all__ = ["NULL_LINE", "Board", "Device", "InterruptLine", "Region"]
+__all__ = ["NULL_LINE", "Board", "Device", "InterruptLine", "Region", "Timer"]
 
 ReadHandler = Callable[[int, int], int]
 WriteHandler = Callable[[int, int, int], None]
@@ -39,6 +39,16 @@ class _NullLine:
 NULL_LINE: InterruptLine = _NullLine()
 
 
+class Timer(Protocol):
+    """Calls what it was made for at a moment of `time.monotonic()`, once; setting it again replaces that moment.
+
+    The call comes from another thread than the guest's, so the device needs a lock, and perhaps a millisecond late.
+    """
+
+    def start(self, deadline: float) -> None: ...
+    def stop(self) -> None: ...
+
+
 class Board(Protocol):
     """What a device may ask of what it is plugged into.
 
@@ -57,6 +67,9 @@ class Board(Protocol):
     # Have a source's `ready()` called whenever it can be read, or no longer.
     def listen(self, source: HostInput) -> None: ...
     def forget(self, source: HostInput) -> None: ...
+
+    # Alarms: see Timer. One that is not set costs nothing.
+    def timer(self, call: Callable[[], object]) -> Timer: ...
 
 
 class Region:

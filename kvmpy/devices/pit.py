@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from kvmpy.devices.device import Device, Region
+from kvmpy.devices.device import NULL_LINE, Board, Device, Region, Timer
 
 __all__ = ["FREQUENCY", "Pit8254"]
 
@@ -165,9 +165,9 @@ class _Counter:
 class Pit8254(Device):
     """Counters at ports 0x40 to 0x42, control at 0x43, and port 0x61: gate of counter 2, speaker bit, its output.
 
-    Nothing here runs by itself: counts follow from `now()` (monotonic, in nanoseconds). Counter 0 interrupts through
-    `poll()`, which the machine calls and which says when to call again; several ticks missed are one interrupt (the
-    rest are counted as `tick_lost`), each a pulse, as the PC's edge-triggered controller wants it.
+    Counts follow from `now()` (monotonic, in nanoseconds). Counter 0 interrupts through `poll()`, which the board's
+    timer calls, and which says when to call again; several ticks missed are one interrupt (the rest are counted as
+    `tick_lost`), each a pulse, as the PC's edge-triggered controller wants it.
     """
 
     name = "PIT 8254"
@@ -177,7 +177,13 @@ class Pit8254(Device):
         self.irq = irq
         self._now = now
         self._lock = threading.Lock()
+        self._timer: Timer | None = None
         self._power_on()
+
+    def attach(self, board: Board) -> None:
+        super().attach(board)
+        if self.line is not NULL_LINE:
+            self._timer = board.timer(self._set_timer)
 
     def _power_on(self) -> None:
         self._counters = [_Counter() for _ in range(3)]
@@ -215,6 +221,16 @@ class Pit8254(Device):
             self.line.raise_line()
             self.line.lower_line()
         return None if upcoming is None else -(-upcoming * SECOND // FREQUENCY)
+
+    def _set_timer(self) -> None:
+        """Deliver what is due, and have the timer come back for the next tick."""
+        if self._timer is None:
+            return
+        upcoming = self.poll()
+        if upcoming is None:
+            self._timer.stop()
+        else:
+            self._timer.start(time.monotonic() + max(upcoming - self._now(), 0) / SECOND)
 
     # --- the guest's side -------------------------------------------------------------------------------------------
 
@@ -254,6 +270,8 @@ class Pit8254(Device):
                 self._control(now, value)
             elif 0 <= offset < CONTROL:
                 self._write_count(now, self._counters[offset], value)
+        if offset in (0, CONTROL):  # counter 0
+            self._set_timer()
 
     def _control(self, now: int, word: int) -> None:
         select = word >> 6
@@ -295,6 +313,7 @@ class Pit8254(Device):
     def reset(self) -> None:
         with self._lock:
             self._power_on()
+        self._set_timer()
 
     def state(self) -> dict[str, Any]:
         """Every counter, with its times as distances to `now()`, which may start elsewhere where it is restored."""
@@ -319,3 +338,4 @@ class Pit8254(Device):
                 counter.start = fields["start"] + now
                 counter.switch_at = fields["switch_at"] + now
             self._speaker = state["speaker"]
+        self._set_timer()

@@ -10,7 +10,10 @@ from kvmpy.machine.run_control import RunControl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kvmpy.devices.host_input import HostInput
+    from kvmpy.machine.host_timer import HostTimer
     from kvmpy.machine.interrupts import LevelObserver
 
 __all__ = ["MachineBoard"]
@@ -77,3 +80,7 @@ class MachineBoard:
     def forget(self, source: "HostInput") -> None:
         """Have it do so no longer."""
         self._host_events.remove(source)
+
+    def timer(self, call: "Callable[[], object]") -> "HostTimer":
+        """A timer that has the host input thread call `call()`; not set."""
+        return self._host_events.timer(call)

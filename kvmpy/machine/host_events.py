@@ -1,4 +1,4 @@
-"""One thread that waits for host input of all devices: terminals, sockets, files (epoll(7))."""
+"""One thread that waits for host input of all devices, terminals, sockets, files (epoll(7)), and for their timers."""
 
 import contextlib
 import os
@@ -7,6 +7,11 @@ import threading
 
 from kvmpy.devices.host_input import HostInput
 from kvmpy.errors import ClosedError, UsageError
+from kvmpy.machine.host_timer import HostTimer, TimerQueue
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["HostEvents"]
 
@@ -14,8 +19,8 @@ __all__ = ["HostEvents"]
 class HostEvents:
     """Polls `fileno()` of each source and calls its `ready()`; takes it out when that answers False or raises.
 
-    The thread starts with the first source and sleeps in epoll, where it does not hold the interpreter. An error of a
-    source is kept in `errors`, with the source, and ends only that source.
+    The thread starts with the first source, or the first timer that is set, and sleeps in epoll, where it does not hold
+    the interpreter. An error of a source or timer is kept in `errors`, with the source, and ends only that source.
     """
 
     def __init__(self) -> None:
@@ -23,10 +28,11 @@ class HostEvents:
         self._wake = -1
         self._thread: threading.Thread | None = None
         self._sources: dict[int, HostInput] = {}
+        self._timers = TimerQueue(self._wake_thread)
         self._lock = threading.Lock()
         self._closing = False
         self._pid = os.getpid()
-        self.errors: list[tuple[HostInput, Exception]] = []
+        self.errors: list[tuple[HostInput | HostTimer, Exception]] = []
 
     def add(self, source: HostInput) -> None:
         """Listen to a source from now on. What cannot be polled (a regular file) is read to its end at once.
@@ -67,6 +73,19 @@ class HostEvents:
         self._epoll, self._wake, self._thread = epoll, wake, thread
         return epoll
 
+    def timer(self, call: "Callable[[], object]") -> HostTimer:
+        """A timer, not set, that calls `call` in this thread. epoll counts milliseconds, and so late it may be."""
+        return HostTimer(self._timers, call)
+
+    def _wake_thread(self) -> None:
+        with self._lock:
+            if self._closing or os.getpid() != self._pid:
+                return
+            if self._epoll is None:
+                self._start()  # it looks at the timers before it sleeps
+            else:
+                os.eventfd_write(self._wake, 1)
+
     def remove(self, source: HostInput) -> None:
         """Listen to it no longer."""
         for fd, known in list(self._sources.items()):
@@ -103,10 +122,21 @@ class HostEvents:
 
     def _run(self, epoll: select.epoll) -> None:
         while not self._closing:
-            for fd, _ in epoll.poll():
+            for fd, _ in epoll.poll(self._timers.pause()):
                 source = self._sources.get(fd)
-                if source is not None and not self._serve(source):
-                    self._drop(fd, source)
+                if source is not None:
+                    if not self._serve(source):
+                        self._drop(fd, source)
+                elif fd == self._wake and not self._closing:
+                    os.eventfd_read(fd)
+            for timer in self._timers.take_due():
+                self._ring(timer)
+
+    def _ring(self, timer: HostTimer) -> None:
+        try:
+            timer.call()
+        except Exception as error:
+            self.errors.append((timer, error))
 
     def _serve(self, source: HostInput) -> bool:
         """Let a source take what is there. False: it has ended, or failed."""

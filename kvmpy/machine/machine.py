@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kvmpy.boot.image import Entry, Image
     from kvmpy.devices.device import ReadHandler, WriteHandler
     from kvmpy.devices.host_input import HostInput
+    from kvmpy.machine.host_timer import HostTimer
     from kvmpy.machine.outcome import Outcome
     from kvmpy.memory import GuestMemory
     from kvmpy.x86.cpuid import CpuidTable
@@ -222,8 +223,8 @@ class Machine(Running):
         return self.board.interrupt_line(number)
 
     @property
-    def host_errors(self) -> "list[tuple[HostInput, Exception]]":
-        """Input sources that were dropped because reading them failed, and why."""
+    def host_errors(self) -> "list[tuple[HostInput | HostTimer, Exception]]":
+        """Input sources that were dropped because reading them failed, timers whose call failed, and why."""
         return self._host_events.errors
 
     def listen(self, source: "HostInput") -> None:
@@ -231,7 +232,10 @@ class Machine(Running):
         self._host_events.add(source)
 
     def load(self, image: "Image") -> "Entry":
-        """Put an image into memory and set the first processor to its start. Raises ImageError when it does not fit."""
+        """Put an image into memory and set the first processor to its start. Raises ImageError when it does not fit.
+
+        A kernel of an operating system gets tables that describe the machine, so devices are to be added before.
+        """
         if not hasattr(image, "memory_needs"):
             raise UsageError(f"load() takes an image, such as FlatImage(...) or ElfImage(...), not {image!r:.60}")
         self.vcpus[0].check_idle()  # before anything is written below a running guest
@@ -241,7 +245,12 @@ class Machine(Running):
             else:
                 self.vm.add_ram(rom.address, size=len(rom.data), name=rom.name)
                 self.memory.write(rom.address, rom.data)
-        self.entry = image.load(self.memory)
+        if getattr(image, "takes_tables", False):
+            from kvmpy.machine.platform_tables import load_with_tables
+
+            self.entry = load_with_tables(self, image)  # type: ignore[arg-type]
+        else:
+            self.entry = image.load(self.memory)
         self.image, self._symbols, self._lines = image, None, None
         self._runners[0].start_at(self.entry.state)
         return self.entry

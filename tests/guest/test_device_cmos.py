@@ -2,11 +2,14 @@
 
 from calendar import timegm
 
+import pytest
+
 from gnu_toolchain import assemble
 from kvmpy import End, Machine
 from kvmpy.boot import FlatImage
 from kvmpy.devices import Cmos
 from kvmpy.devices.device import WriteHandler
+from pc_interrupts import END_OF_INTERRUPT, take_interrupts
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -104,3 +107,55 @@ def test_a_small_memory_is_told_in_kib() -> None:
 def test_the_nmi_mask_in_the_index_does_not_change_the_register() -> None:
     before = "mov al, 0x80 | 0x50; out 0x70, al; mov al, 0x77; out 0x71, al"
     assert read(Cmos(), 0x50, 0xD0, before=before) == b"\x77\x77"
+
+
+# Takes interrupts of the clock, of which it enables those in {enable}, until it has had {count}; halted in between.
+INTERRUPTED = """
+    cli
+    xor ax, ax
+    mov ds, ax
+    mov ss, ax
+    mov sp, 0x7000
+    {take}
+    mov al, 0x0a; out 0x70, al; mov al, {rate}; out 0x71, al
+    mov al, 0x0b; out 0x70, al; mov al, {enable}; out 0x71, al
+1:  sti; hlt
+    cmp byte ptr [0x2000], {count}
+    jb 1b
+    cli; hlt
+clock:
+    push ax
+    mov al, 0x0c; out 0x70, al; in al, 0x71
+    mov [0x2001], al
+    inc byte ptr [0x2000]
+    mov al, 0x20; out 0xa0, al
+    {end}
+    pop ax
+    iret
+"""
+
+
+@pytest.mark.parametrize(("enable", "rate", "count", "flag"), [(0x42, 0x2A, 20, 0xC0), (0x12, 0x20, 1, 0x90)])
+def test_interrupts_of_the_clock_come_by_themselves(enable: int, rate: int, count: int, flag: int) -> None:
+    source = INTERRUPTED.format(
+        take=take_interrupts({8: "clock"}), enable=enable, rate=rate, count=count, end=END_OF_INTERRUPT
+    )
+    with Machine(memory=64 * KIB) as machine:
+        machine.add(Cmos())
+        machine.load(FlatImage(assemble(source)))
+        assert machine.run(timeout=10).end is End.HALTED
+        seen, flags = machine.memory.read(0x2000, 2)
+    assert seen == count
+    assert flags & flag == flag
+
+
+def test_an_alarm_wakes_a_guest_that_has_nothing_else_to_do() -> None:
+    source = INTERRUPTED.format(
+        take=take_interrupts({8: "clock"}), enable=0x22, rate=0x20, count=1, end=END_OF_INTERRUPT
+    )
+    alarm = "mov al, {}; out 0x70, al; mov al, 0xff; out 0x71, al\n"  # at every second
+    with Machine(memory=64 * KIB) as machine:
+        machine.add(Cmos())
+        machine.load(FlatImage(assemble("".join(alarm.format(register) for register in (1, 3, 5)) + source)))
+        assert machine.run(timeout=10).end is End.HALTED
+        assert machine.memory.read(0x2001, 1)[0] & 0xA0 == 0xA0

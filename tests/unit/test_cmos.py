@@ -247,6 +247,85 @@ def test_alarm_is_found_across_a_look_at_the_clock() -> None:
     assert w[C] & RegisterC.AF
 
 
+def test_alarm_at_the_second_to_which_a_look_has_moved_the_clock_is_found() -> None:
+    w = Wired(START + 0.5)
+    w[HOURS_ALARM], w[MINUTES_ALARM], w[SECONDS_ALARM] = 0x22, 0x58, 0x58
+    w[C]
+    w.time += 0.75
+    assert w[SECONDS] == 0x58
+    assert w[C] & RegisterC.AF
+
+
+# --- the timer ------------------------------------------------------------------------------------------------------
+
+
+def sleep(w: Wired) -> float:
+    """Let time pass until the timer rings, and ring; answers how long that was."""
+    (timer,) = w.board.timers
+    assert timer.deadline is not None, "nothing would ever happen"
+    passed = timer.deadline - time.monotonic()
+    w.time += passed + 0.001
+    timer.deadline = None
+    timer.call()
+    return passed
+
+
+def test_no_timer_is_set_while_no_interrupt_is_enabled() -> None:
+    w = Wired()
+    w[B] = RegisterB.HOURS_24
+    w[SECONDS_ALARM] = 0x59
+    assert w[C] == 0
+    assert w.board.timers[0].deadline is None
+
+
+def test_the_timer_raises_the_update_interrupt_each_second_once_the_last_was_seen() -> None:
+    w = Wired(START + 0.25)
+    w[A] = 0x20
+    w[B] = RegisterB.HOURS_24 | RegisterB.UIE
+    assert sleep(w) == pytest.approx(0.75, abs=0.2)
+    assert w.line.level
+    assert w.board.timers[0].deadline is None  # the line is up: what else happens changes nothing
+    assert w[C] == RegisterC.IRQF | RegisterC.UF
+    assert sleep(w) == pytest.approx(1, abs=0.2)
+    assert w.line.level
+
+
+def test_the_timer_raises_the_alarm_though_it_looks_at_the_clock_on_the_way() -> None:
+    w = Wired()  # at 22:58:57
+    w[HOURS_ALARM], w[MINUTES_ALARM], w[SECONDS_ALARM] = 0x23, 0x01, 0x00
+    w[B] = RegisterB.HOURS_24 | RegisterB.AIE
+    assert sleep(w) == pytest.approx(60, abs=0.5)
+    assert not w.line.level
+    assert sleep(w) == pytest.approx(60, abs=0.5)
+    assert not w.line.level
+    assert sleep(w) == pytest.approx(3, abs=0.5)
+    assert w.line.level
+    assert w[C] & RegisterC.AF
+
+
+def test_the_timer_follows_the_periodic_rate() -> None:
+    w = Wired()
+    w[A] = 0x2E  # four times a second
+    w[B] = RegisterB.HOURS_24 | RegisterB.PIE
+    for _ in range(3):
+        assert sleep(w) == pytest.approx(0.25, abs=0.1)
+        assert w.line.level
+        assert w[C] == RegisterC.IRQF | RegisterC.PF | (w.device.state()["ram"][C] & RegisterC.UF)
+    w[A] = 0x20  # none
+    assert w.board.timers[0].deadline is None
+
+
+def test_reset_stops_the_timer_and_a_restored_clock_sets_its_own() -> None:
+    w, other = Wired(), Wired()
+    w[B] = RegisterB.HOURS_24 | RegisterB.UIE
+    state = w.device.state()
+    w.device.reset()
+    assert w.board.timers[0].deadline is None
+    other.device.restore(state)
+    sleep(other)
+    assert other.line.level
+
+
 def test_reset_ends_interrupts_and_keeps_time_and_memory() -> None:
     w = Wired()
     w[B] = RegisterB.HOURS_24 | RegisterB.UIE | RegisterB.AIE

@@ -303,3 +303,17 @@ def test_restored_timer_goes_on_where_it_was_though_the_clock_is_another() -> No
     other.ticks += 600
     other.device.poll()
     assert other.line.edges == 1
+
+
+def test_the_timer_ticks_at_each_period_until_the_mode_ends() -> None:
+    w = Wired()
+    (timer,) = w.board.timers
+    assert timer.deadline is None
+    w.program(0, 2, 0x2000)
+    for edges in (1, 2, 3):
+        assert timer.deadline is not None
+        w.ticks += 0x2000
+        timer.call()
+        assert w.line.edges == edges
+    w.device.write(CONTROL, 1, 0x30)  # mode 0, and no count yet
+    assert timer.deadline is None
