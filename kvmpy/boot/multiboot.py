@@ -63,8 +63,9 @@ class MultibootKernel:
 
     That has: `cmdline`, the name of the boot loader, memory sizes and memory map, `modules` (`MultibootModule`s, or
     paths, whose string is then the path), the section headers of an ELF file with its symbols in memory, EGA text mode
-    at 0xb8000 when the header asks for a screen, and the RSDP of `tables` (objects like
-    `kvmpy.boot.firmware_tables.FirmwareTables`; Multiboot2 only). Modules follow the kernel, on page boundaries.
+    at 0xb8000 when the header asks for a screen, and the RSDP of `tables` (Multiboot2 only). `tables` are objects like
+    `kvmpy.boot.firmware_tables.FirmwareTables`; None, the default, are those by which the machine that loads the kernel
+    describes itself, and `()` are none at all. Modules follow the kernel, on page boundaries.
 
     Raises ImageError that names field and offset: for a file without header, one whose header contradicts the file,
     and one that requires what kvmpy cannot give. `load` raises it when something does not fit into RAM.
@@ -77,7 +78,7 @@ class MultibootKernel:
         cmdline: str = "",
         modules: Iterable[MultibootModule | str | os.PathLike[str]] = (),
         version: Literal[1, 2] | None = None,
-        tables: Iterable[FirmwareTables] = (),
+        tables: Iterable[FirmwareTables] | None = None,
     ) -> None:
         self._source = ImageSource(source)
         self.header = self._find_header(version)
@@ -90,7 +91,7 @@ class MultibootKernel:
             self.elf = self._open_elf(self.header)
         self._command_line = _encode(cmdline, "the command line")
         self._modules = [_open_module(module) for module in modules]
-        self._tables = tuple(tables)
+        self._tables = None if tables is None else tuple(tables)
 
     @property
     def source(self) -> ImageSource:
@@ -101,12 +102,22 @@ class MultibootKernel:
         """Nothing: a kernel lives in RAM."""
         return ()
 
-    def load(self, memory: GuestMemory) -> Entry:
-        """Write kernel, modules and boot information into RAM, and the tables of the mode. Raises ImageError."""
+    @property
+    def takes_tables(self) -> bool:
+        """Whether `load` wants the tables of the machine: nobody gave others."""
+        return self._tables is None
+
+    def load(self, memory: GuestMemory, tables: Iterable[FirmwareTables] = ()) -> Entry:
+        """Write kernel, modules and boot information into RAM, and the tables of the mode. Raises ImageError.
+
+        `tables` are those of the machine, for a kernel that `takes_tables`.
+        """
+        if self._tables is not None:
+            tables = self._tables
         area = BootMemory(memory, (), self._source.name)
         entry, ranges = self._load_kernel(memory)
         area.ranges += ranges
-        placed = place_tables(self._tables, memory, area.used)
+        placed = place_tables(tables, memory, area.used)
         area.ranges += placed.ranges
         above = max(ONE_MIB, *(loaded.end for loaded in ranges))
         modules = [self._load_module(source, string, area, above) for source, string in self._modules]

@@ -60,7 +60,8 @@ class LinuxKernel:
     * "pvh": the 32-bit entry point that Xen's ELF note XEN_ELFNOTE_PHYS32_ENTRY names; `start_info` in EBX.
 
     `tables` are what a firmware leaves in memory, such as an MP table: objects like
-    `kvmpy.boot.firmware_tables.FirmwareTables`. `acpi_rsdp_addr` is the address of an RSDP that is in guest memory
+    `kvmpy.boot.firmware_tables.FirmwareTables`. None, the default, are those by which the machine that loads the kernel
+    describes itself, and `()` are none at all. `acpi_rsdp_addr` is the address of an RSDP that is in guest memory
     already. `setup_data` are further nodes of the list by that name.
 
     The kernel is found at once, and all that is wrong with it is an ImageError that names field and offset; `load`
@@ -75,7 +76,7 @@ class LinuxKernel:
         cmdline: str | bytes = "",
         unpack: bool = True,
         entry: Literal["auto"] | Protocol = "auto",
-        tables: Iterable[FirmwareTables] = (),
+        tables: Iterable[FirmwareTables] | None = None,
         acpi_rsdp_addr: int = 0,
         setup_data: Iterable[SetupData] = (),
     ) -> None:
@@ -99,7 +100,7 @@ class LinuxKernel:
         self._entry = self._find_entry()
         self._command_line = self._check_command_line(cmdline)
         self._initrd = open_initrd(initrd)
-        self._tables = tuple(tables)
+        self._tables = None if tables is None else tuple(tables)
         self._rsdp = acpi_rsdp_addr
         self._setup_data = tuple(setup_data)
 
@@ -117,16 +118,26 @@ class LinuxKernel:
         """Nothing: a kernel lives in RAM."""
         return ()
 
-    def load(self, memory: GuestMemory) -> Entry:
-        """Write kernel, initrd and parameters into RAM, and the tables of the mode. Raises ImageError."""
+    @property
+    def takes_tables(self) -> bool:
+        """Whether `load` wants the tables of the machine: nobody gave others, and there is no BIOS to make them."""
+        return self._tables is None and self.protocol != "real"
+
+    def load(self, memory: GuestMemory, tables: Iterable[FirmwareTables] = ()) -> Entry:
+        """Write kernel, initrd and parameters into RAM, and the tables of the mode. Raises ImageError.
+
+        `tables` are those of the machine, for a kernel that `takes_tables`.
+        """
+        if not self.takes_tables:
+            tables = self._tables or ()
         header = self.header.copy()
         header["type_of_loader"] = _UNKNOWN_LOADER
         header["vid_mode"] = _NORMAL_VIDEO
         if self.protocol == "real":
-            return self._load_real_mode(memory, header)
+            return self._load_real_mode(memory, header, tables)
         area = BootMemory(memory, (), self._source.name)
         entry = self._load_kernel(area, header)
-        placed = place_tables(self._tables, memory, area.used)
+        placed = place_tables(tables, memory, area.used)
         area.ranges += placed.ranges
         memory_map = e820_map(memory, placed.memory_map)
         rsdp = self._rsdp or placed.rsdp
@@ -254,12 +265,14 @@ class LinuxKernel:
             raise header.refusal("version", "setup_data needs 2.09")
         return place_setup_data(nodes, header["setup_data"], area)
 
-    def _load_real_mode(self, memory: GuestMemory, header: SetupHeader) -> Entry:
+    def _load_real_mode(
+        self, memory: GuestMemory, header: SetupHeader, tables: Iterable[FirmwareTables]
+    ) -> Entry:
         assert self.bzimage is not None
         segment = RealModeSegment.of(self.bzimage)
         area = BootMemory(memory, [segment.range], self._source.name)
         self._load_protected_mode_code(self.bzimage, area, header)
-        area.ranges += place_tables(self._tables, memory, area.used).ranges
+        area.ranges += place_tables(tables, memory, area.used).ranges
         header["setup_data"] = self._place_setup_data(self._setup_data, area, header)
         self._load_initrd(area, header)
         segment.fill_header(header, self._command_line)

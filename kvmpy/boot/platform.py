@@ -1,0 +1,63 @@
+"""What the tables of a firmware tell of: the processors and devices of a PC, as plain values.
+
+A machine fills in what it has (`kvmpy.machine.platform_tables`). Interrupt inputs are GSIs: input n of the one IOAPIC,
+and IRQ n of the ISA bus below 16. KVM routes every GSI to the IOAPIC pin of its own number, the timer's GSI 0 to pin 0
+too (arch/x86/kvm: its default routing), where other monitors move it to pin 2. So nothing here overrides an IRQ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["IOAPIC_ADDRESS", "LOCAL_APIC_ADDRESS", "FixedHardware", "IsaDevice", "Platform"]
+
+LOCAL_APIC_ADDRESS = 0xFEE0_0000
+LOCAL_APIC_VERSION = 0x14
+IOAPIC_ADDRESS = 0xFEC0_0000
+IOAPIC_VERSION = 0x11
+IOAPIC_ID = 0  # what its ID register says
+CASCADE_IRQ = 2  # the second PIC hangs on it: no device can
+
+
+@dataclass(frozen=True, slots=True)
+class IsaDevice:
+    """A device at `port` and the following ones, with the ISA interrupt `irq`, if it has one."""
+
+    port: int
+    irq: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class FixedHardware:
+    """ACPI's fixed hardware (ACPI 6.5, 4.8.3): the ports of its registers, and the interrupt SCI."""
+
+    pm1a_event: int
+    pm1a_control: int
+    pm_timer: int
+    reset: int
+    reset_value: int
+    sci: int
+    timer_bits: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """A PC with local APICs, one IOAPIC and an ISA bus.
+
+    `apic_ids` are those of the processors, the boot processor's first. `signature` and `features` are EAX and EDX of
+    CPUID leaf 1. `pci` says whether there is a host bridge with bus 0 behind it.
+    """
+
+    apic_ids: tuple[int, ...] = (0,)
+    signature: int = 0
+    features: int = 0
+    serial_ports: tuple[IsaDevice, ...] = ()
+    keyboard: IsaDevice | None = None
+    clock: IsaDevice | None = None
+    pci: bool = False
+    power: FixedHardware | None = None
+
+    @property
+    def sci(self) -> int | None:
+        """The interrupt by which ACPI's hardware calls. It is the one ISA interrupt that is level-triggered."""
+        return self.power.sci if isinstance(self.power, FixedHardware) else None
