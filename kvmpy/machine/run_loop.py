@@ -204,6 +204,8 @@ class RunLoop:
         self.items_done = 0
         if count == 1:
             self._resolve(self.port_accesses, key, self.ports, port, size, start, out == _OUT)
+        else:
+            self._count(self.ports, port, size, out == _OUT, count)
 
     def _memory(self) -> None:
         """The same for a memory access."""
@@ -227,11 +229,10 @@ class RunLoop:
     ) -> None:
         """Note for the next time who handles an access, if one device does, and count this one."""
         region = bus.whole(address, size)
-        if region is None or (handler := region.write if write else region.read) is None:
+        if region is None or self.after_access is not None:
+            self._count(bus, address, size, write)
             return
-        if self.after_access is not None:
-            place = (bus.kind, "write" if write else "read", address, size)
-            self.settled_counts[place] = self.settled_counts.get(place, 0) + 1
+        if (handler := region.write if write else region.read) is None:
             return
         if key not in table:
             page = self.vcpu.page
@@ -241,6 +242,14 @@ class RunLoop:
             table[key] = [self.guard(handler), offset, size, view, start // size, write, place, 0]
             self._resolved += 1
         table[key][7] += 1
+
+    def _count(self, bus: Bus, address: int, size: int, write: bool, times: int = 1) -> None:
+        """Count what no table does: strings, and what several devices answer, as accesses where they begin."""
+        region = bus.find(address)
+        if region is not None and (region.write if write else region.read) is not None:
+            place, counts = (bus.kind, "write" if write else "read", address, size), self.settled_counts
+            if len(counts) < _MAX_ACCESSES or place in counts:
+                counts[place] = counts.get(place, 0) + times
 
     def forget_old_handlers(self) -> None:
         """Drop resolved handlers when devices have come or gone."""

@@ -286,6 +286,25 @@ def test_statistics_count_accesses_by_port_and_address() -> None:
         assert statistics.exits == {"HLT": 1}
 
 
+def test_statistics_count_every_item_of_a_string_and_an_access_that_is_split_once() -> None:
+    source = """
+        mov dx, 0x10; mov di, 0x2000; mov cx, 64; rep insb; mov si, 0x2000; mov cx, 48; rep outsb
+        mov cx, 1; rep insb; mov si, 0x2000; mov cx, 20; rep outsw
+        mov cx, 3; 1: out dx, eax; loop 1b
+        mov dx, 0x99; mov cx, 7; rep insb; hlt"""
+    with machine_with(source, irqchip=False) as machine:
+        # Two ports that take bytes: the 16-bit items and the 32-bit accesses are split, the latter beyond the end.
+        machine.map_ports(0x10, 2, read=lambda offset, size: 0, write=lambda offset, size, value: None, width=1)
+        machine.run(timeout=5)
+        statistics = machine.statistics()
+        counts = {(entry.direction, entry.address, entry.size): entry.count for entry in statistics.accesses}
+        assert counts == {
+            ("read", 0x10, 1): 65, ("write", 0x10, 1): 48, ("write", 0x10, 2): 20, ("write", 0x10, 4): 3,
+        }  # fmt: skip
+        unclaimed = {(entry.direction, entry.address, entry.size): entry.count for entry in statistics.unclaimed}
+        assert unclaimed == {("read", 0x99, 1): 7, ("write", 0x12, 2): 3}
+
+
 def test_devices_may_come_while_the_guest_runs() -> None:
     with machine_with("1: in al, 0x10; cmp al, 0x55; jne 1b; hlt", irqchip=False) as machine:
         machine.start()
