@@ -7,6 +7,10 @@ import struct
 from kvmpy.errors import OverlapError, UsageError
 from kvmpy.x86.paging import PageFlag, PagingMode, PhysicalMemory
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 __all__ = ["PageTables"]
 
 _PAGE = 0x1000
@@ -76,7 +80,8 @@ class PageTables:
         before is replaced; a larger page that the range cuts is split first.
 
         Raises UsageError for a misaligned or impossible range and when `size` is used up, OverlapError where a large
-        page would cover tables of smaller ones (`unmap` them first), GuestMemoryError where table pages leave memory.
+        page would cover tables of smaller ones (`unmap` them first; nothing is mapped then), GuestMemoryError where
+        table pages leave memory.
         """
         if no_execute and self.mode is PagingMode.BITS32:
             raise UsageError("32-bit paging has no execute-disable bit")
@@ -90,18 +95,26 @@ class PageTables:
         bits = int(flags) | _P
         bits |= (_RW if writable else 0) | (_US if user else 0)
         bits |= (_XD if no_execute else 0) | (_G if global_page else 0)
+        parts = list(self._parts(virtual, physical, length, page_size))
+        for part, _, depth, count in parts:
+            if depth < len(self._levels) - 1:
+                self._refuse_tables(part, depth, count)
+        for part, frame, depth, count in parts:
+            leaf = bits | (_PS if depth < len(self._levels) - 1 else 0)
+            place = self._table(part, depth) + self._index(part, depth) * self._entry
+            size = 1 << self._levels[depth].shift
+            entries = range(frame | leaf, (frame | leaf) + count * size, size)
+            self.memory.write(place, struct.pack(f"<{count}{self._code}", *entries))
+
+    def _parts(
+        self, virtual: int, physical: int, length: int, page_size: int | None
+    ) -> Iterator[tuple[int, int, int, int]]:
+        """The range as (virtual, physical, depth, count): `count` entries of one table at `depth`."""
         while length:
             size = page_size or self._largest(virtual, physical, length)
             depth = self._depth(size)
-            level = self._levels[depth]
-            table = self._table(virtual, depth)
-            index = virtual >> level.shift & ((1 << level.bits) - 1)
-            count = min(length // size, (1 << level.bits) - index)
-            leaf = bits | (_PS if depth < len(self._levels) - 1 else 0)
-            if leaf & _PS and size != _PAGE:
-                self._refuse_tables(virtual, table + index * self._entry, count)
-            entries = range(physical | leaf, (physical | leaf) + count * size, size)
-            self.memory.write(table + index * self._entry, struct.pack(f"<{count}{self._code}", *entries))
+            count = min(length // size, (1 << self._levels[depth].bits) - self._index(virtual, depth))
+            yield virtual, physical, depth, count
             virtual += count * size
             physical += count * size
             length -= count * size
@@ -120,7 +133,7 @@ class PageTables:
         """Clear the one entry that covers `virtual`; the address after what it covered."""
         table = self.cr3
         for depth, level in enumerate(self._levels):
-            place = table + (virtual >> level.shift & ((1 << level.bits) - 1)) * self._entry
+            place = table + self._index(virtual, depth) * self._entry
             value = self._read(place)
             whole = not virtual & ((1 << level.shift) - 1) and end - virtual >= 1 << level.shift
             if not value & _P or whole:
@@ -157,8 +170,8 @@ class PageTables:
     def _table(self, virtual: int, depth: int) -> int:
         """The address of the table at `depth` that covers `virtual`, made if need be."""
         table = self.cr3
-        for upper, level in enumerate(self._levels[:depth]):
-            place = table + (virtual >> level.shift & ((1 << level.bits) - 1)) * self._entry
+        for upper in range(depth):
+            place = table + self._index(virtual, upper) * self._entry
             value = self._read(place)
             if not value & _P:
                 value = self._link(upper, self._allocate())
@@ -192,15 +205,26 @@ class PageTables:
         self._write(place, link)
         return link
 
-    def _refuse_tables(self, virtual: int, place: int, count: int) -> None:
+    def _refuse_tables(self, virtual: int, depth: int, count: int) -> None:
         """Large pages may replace large pages, not tables."""
-        data = self.memory.read(place, count * self._entry)
+        table = self.cr3
+        for upper in range(depth):
+            value = self._read(table + self._index(virtual, upper) * self._entry)
+            if not value & _P or value & _PS:
+                return
+            table = value & _ADDRESS
+        data = self.memory.read(table + self._index(virtual, depth) * self._entry, count * self._entry)
         for number, value in enumerate(struct.unpack(f"<{count}{self._code}", data)):
             if value & _P and not value & _PS:
                 raise OverlapError(
                     f"a large page for virtual {virtual:#x}",
                     f"the table at {value & _ADDRESS:#x} (entry {number} of the range)",
                 )
+
+    def _index(self, virtual: int, depth: int) -> int:
+        """Which entry of a table at `depth` is for `virtual`."""
+        level = self._levels[depth]
+        return virtual >> level.shift & ((1 << level.bits) - 1)
 
     def _allocate(self) -> int:
         table = self.end

@@ -243,6 +243,15 @@ def test_impossible_tables_are_refused() -> None:
         PageTables(ram(), PagingMode.PAE, 1 << 32)
 
 
+def test_a_mapping_that_is_refused_maps_nothing() -> None:
+    memory = ram()
+    tables = PageTables(memory, PagingMode.LEVEL4, BASE)
+    tables.map(0x4000_0000, 0, 0x1000)
+    with pytest.raises(OverlapError):
+        tables.map(0, 0, 0x8000_0000)
+    assert walk(memory, registers(PagingMode.LEVEL4, tables.cr3), 0x3FFF_FFFF).physical is None
+
+
 @st.composite
 def mappings(draw: st.DrawFn, mode: PagingMode) -> tuple[int, int, int, dict[str, bool]]:
     size = draw(st.sampled_from(mode.page_sizes))
