@@ -9,9 +9,9 @@ offset; pyelftools trusts its input and answers a lie with whatever its parser h
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvmpy._value import frozen
 from kvmpy.errors import ImageError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ _SEGMENT_FIELD_OFFSETS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ElfHeader:
     """The ELF header, checked: little endian, i386 in class ELF32 or x86-64 in class ELF64, ET_EXEC or ET_DYN.
 
@@ -140,7 +140,7 @@ class ElfHeader:
         return headers
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ProgramHeader:
     """A program header: the manual's fields without their `p_`, and where it stands (`index`, `file_offset`)."""
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvmpy._value import frozen
 from kvmpy.boot.elf_format import PT_DYNAMIC, PT_LOAD, ProgramHeader, read_dynamic_section
 from kvmpy.errors import ImageError
 
@@ -35,7 +35,7 @@ _ENTRY = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PlacedSegment:
     """A PT_LOAD segment and where it goes: guest-physical `address`, and `virtual`, where its code expects to be."""
 
@@ -49,7 +49,7 @@ class PlacedSegment:
         return self.header.memsz
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RelocationTable:
     """A table of `kind` REL, RELA or RELR: `size` bytes at `offset` in the file."""
 

@@ -8,9 +8,9 @@ hundreds of thousands of them.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvmpy._value import frozen
 from kvmpy.errors import ImageError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _SECTION_LIMIT = 1 << 17
 _NAMES_LIMIT = 1 << 24
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Section:
     """A section header: the manual's fields without their `sh_`. `name` is an offset into the names of the sections."""
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import accumulate, compress
 from typing import TYPE_CHECKING
 
+from kvmpy._value import frozen
 from kvmpy.boot.elf_sections import SHT_DYNSYM, SHT_SYMTAB, ElfSections
 from kvmpy.errors import ImageError
 
@@ -28,7 +28,7 @@ _KINDS = (STT_NOTYPE, STT_OBJECT, STT_FUNC, STT_GNU_IFUNC)
 _NAMES_LIMIT = 1 << 26
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ElfSymbols:
     """The symbols that a file defines, column by column, in the order of the file.
 

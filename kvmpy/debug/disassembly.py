@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from kvmpy._value import frozen
 from kvmpy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _RIP_RELATIVE = re.compile(r"\[rip ([+-]) (0x[0-9a-f]+|[0-9])\]")
 _ADDRESS = re.compile(r"(?P<minus>- )?(?P<digits>0x[0-9a-f]+)(?P<memory>\])?")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Instruction:
     """One instruction: where it is, its bytes, and its text in Intel syntax. Prints as "mov eax, dword ptr [rbx]"."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Literal
 
+from kvmpy._value import frozen, replace
 from kvmpy.errors import RegisterValueError, UsageError
 from kvmpy.x86.registers import DescriptorTable
 
@@ -26,7 +26,7 @@ _KINDS: dict[int, tuple[GateKind, int]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Gate:
     """One gate: where an interrupt, exception or far call goes.
 

@@ -6,9 +6,9 @@ memory; a real processor may still use what its TLB or its PAE pointer registers
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 
+from kvmpy._value import frozen
 from kvmpy.errors import GuestMemoryError, RegisterValueError, UsageError
 from kvmpy.x86.flags import Cr0, Cr4, Efer, Rflags
 from kvmpy.x86.paging import Level, PageFault, PageFlag, PagingMode, PagingRegisters, PhysicalMemory, paging_mode
@@ -28,7 +28,7 @@ class FailureKind(Enum):
     OUTSIDE_MEMORY = "table outside memory"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Failure:
     """Why and at which level (its name, "PDE" for instance; empty when no table was read). `reserved`: the bits."""
 
@@ -41,7 +41,7 @@ class Failure:
         return f"{where}{self.kind.value}" + (f" ({self.reserved:#x})" if self.reserved else "")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EntryRead:
     """One entry that the walk read: the level's name, the entry's physical address and its value."""
 
@@ -50,7 +50,7 @@ class EntryRead:
     value: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Walk:
     """What a walk found. `physical` is None when it failed; then `failure` says why.
 

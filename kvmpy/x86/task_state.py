@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import ClassVar
 
+from kvmpy._value import mutable
 from kvmpy.errors import RegisterValueError, UsageError
 
 __all__ = ["ALL_PORTS", "IoBitmap", "Tss32", "Tss64"]
@@ -138,7 +138,7 @@ class _TaskState:
         return IoBitmap.decode(data[base:]) if base < len(data) else None
 
 
-@dataclass
+@mutable
 class Tss64(_TaskState):
     """The TSS of long mode: stacks for rings 0 to 2, seven interrupt stacks, the I/O bitmap."""
 
@@ -162,7 +162,7 @@ class Tss64(_TaskState):
         return cls(**cls._fields(data), io_bitmap=cls._bitmap(data))
 
 
-@dataclass
+@mutable
 class Tss32(_TaskState):
     """The 32-bit TSS: stacks for rings 0 to 2, the saved state of a task, the I/O bitmap."""
 

@@ -53,7 +53,7 @@ TYPES_ONLY: dict[str, set[str]] = {
 }
 """What a layer may import beyond its arrows under `if TYPE_CHECKING:`."""
 
-SAME_LAYER = {"_exit": "exits", "__main__": "cli"}
+SAME_LAYER = {"_exit": "exits", "_value": "errors", "__main__": "cli"}
 """Modules that belong to a layer of another name."""
 
 DOORS: dict[str, set[str]] = {"kvmpy.machine.inspection": {"debug"}}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
+from kvmpy._value import frozen
 from kvmpy.debug.crash_report.first_event.decoder import Decoded, decode
 from kvmpy.debug.crash_report.first_event.execution import Execution
 
@@ -15,7 +15,7 @@ _MOST = 256
 _ENDS = frozenset((0xC2, 0xC3, 0xCA, 0xCB, 0xCF, 0xEA, 0x0F0B, 0x0F07, 0x0F35, 0x0F05, 0x0F34))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Located:
     """An instruction and its offset in the code segment."""
 

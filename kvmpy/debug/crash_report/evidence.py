@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kvmpy._value import field, frozen
 from kvmpy.debug.crash_report.memory_overlay import CopyOnWriteMemory
 from kvmpy.x86.paging import PhysicalMemory
 from kvmpy.x86.registers import CpuState
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RecordedException:
     """What KVM_GET_VCPU_EVENTS still holds of the last exception that KVM raised; `pending`: it is on its way."""
 
@@ -37,7 +37,7 @@ class RecordedException:
     pending: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pic:
     """One 8259A: requests, mask and interrupts in service, a bit for each input; `base` is the vector of input 0."""
 
@@ -48,7 +48,7 @@ class Pic:
     initialized: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LocalApic:
     """The local APIC of the processor: vectors in service and requested, and where its timer goes."""
 
@@ -62,7 +62,7 @@ class LocalApic:
     task_priority: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class InterruptControllers:
     """The controllers inside KVM. `pics` are master and slave, `ioapic` the unmasked pins as (pin, vector)."""
 
@@ -87,7 +87,7 @@ class InterruptControllers:
         return tuple(dict.fromkeys((*self.pic_vectors_in_service, *apic, *waiting)))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Console:
     """The end of what a device printed."""
 
@@ -95,7 +95,7 @@ class Console:
     tail: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OtherProcessor:
     """Where another processor is, in one line."""
 
@@ -103,14 +103,14 @@ class OtherProcessor:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Step:
     """One instruction of a replay: the state before it."""
 
     state: CpuState
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Evidence:
     """Everything known about the end of a guest.
 

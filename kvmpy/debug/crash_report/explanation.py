@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from kvmpy._value import frozen
 from kvmpy.debug.crash_report.evidence import Evidence, RecordedException
 from kvmpy.debug.crash_report.first_event import (
     Candidate,
@@ -18,7 +17,7 @@ from kvmpy.x86.event_delivery.event import PAGE_FAULT
 __all__ = ["Explanation", "best_explanation", "explanations"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Explanation:
     """A candidate for the first event and what becomes of it.
 

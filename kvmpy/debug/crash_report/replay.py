@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from kvmpy._value import replace
 from kvmpy.abi.flags import KVM_MP_STATE_HALTED
 from kvmpy.debug.crash_report.capture import gather
 from kvmpy.debug.crash_report.evidence import Step

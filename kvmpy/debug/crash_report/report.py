@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from kvmpy._value import field, frozen
 from kvmpy.debug.crash_report.capture import gather, gather_vcpu
 from kvmpy.debug.crash_report.case import Case
 from kvmpy.debug.crash_report.evidence import Evidence
@@ -28,7 +28,7 @@ FORMAT = 1
 """The version of what `as_data` gives."""
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@frozen
 class CrashReport:
     """How a guest ended and why: `print(report)` is a page of text, in a notebook the report shows itself.
 

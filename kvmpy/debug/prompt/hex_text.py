@@ -6,6 +6,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from types import MethodType
 
+from kvmpy._value import field_names
 from kvmpy.debug.prompt.command_list import CommandList
 
 __all__ = ["shown"]
@@ -37,8 +38,8 @@ def _hex(value: object, around: tuple[int, ...]) -> str:
     kind = type(value)
     if isinstance(value, int) and kind is int:
         return hex(value)
-    if is_dataclass(value) and not isinstance(value, type) and kind.__module__.partition(".")[0] == "kvmpy":
-        parts = ", ".join(f"{field.name}={_hex(getattr(value, field.name), around)}" for field in fields(value))
+    if (names := _fields_of_ours(kind)) is not None:
+        parts = ", ".join(f"{name}={_hex(getattr(value, name), around)}" for name in names)
         return f"{kind.__name__}({parts})"
     if kind not in (list, tuple, set, frozenset, dict) or not value:
         return repr(value)
@@ -56,3 +57,10 @@ def _hex(value: object, around: tuple[int, ...]) -> str:
     if kind is tuple:
         return f"({text},)" if len(items) == 1 else f"({text})"
     return f"{{{text}}}" if kind is set else f"frozenset({{{text}}})"
+
+
+def _fields_of_ours(kind: type) -> tuple[str, ...] | None:
+    """The fields of a class of kvmpy that has such."""
+    if kind.__module__.partition(".")[0] == "kvmpy" and is_dataclass(kind):
+        return tuple(field.name for field in fields(kind))
+    return field_names(kind)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING
 
+from kvmpy._value import frozen
 from kvmpy.boot.elf_format import ElfHeader
 from kvmpy.boot.elf_sections import ElfSections
 from kvmpy.boot.elf_symbols import (
@@ -34,7 +34,7 @@ _KINDS: dict[int, SymbolKind] = {
 _BINDINGS = {STB_LOCAL: LOCAL, STB_WEAK: WEAK}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OpenedElf:
     """An ELF file whose header and section table have been checked. `bias` is added to the addresses in it."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from kvmpy._value import frozen
 from kvmpy.debug.symbols.dwarf_reader import DwarfReader, StringTable
 
 __all__ = ["FILE_LIMIT", "LineHeader", "SourceFile", "Strings", "read_line_header", "unit_bounds"]
@@ -30,7 +30,7 @@ class SourceFile(NamedTuple):
     directory: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LineHeader:
     """What the program of a unit needs to know. `start` and `end` are where it stands in .debug_line.
 

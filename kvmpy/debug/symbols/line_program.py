@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from dataclasses import dataclass, field
 from operator import gt
 from typing import NamedTuple
 
+from kvmpy._value import field, frozen, mutable
 from kvmpy.debug.symbols.dwarf_reader import DwarfReader
 from kvmpy.debug.symbols.line_header import FILE_LIMIT, LineHeader, SourceFile
 
@@ -43,7 +43,7 @@ def unpacked(row: int) -> Row:
     return Row(row >> _FILE_SHIFT, row & LINE_MASK, row >> _COLUMN_SHIFT & _COLUMN_MASK, bool(row >> _STMT_SHIFT & 1))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sequence:
     """Rows of a contiguous range: `rows[i]` is for `addresses[i]` up to the next address, the last one up to `end`.
 
@@ -66,7 +66,7 @@ class Sequence:
         return unpacked(self.rows[bisect_right(self.addresses, address) - 1])
 
 
-@dataclass(slots=True)
+@mutable
 class LineProgram:
     """The sequences of a unit, and every address that its program has set."""
 

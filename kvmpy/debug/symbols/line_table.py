@@ -6,9 +6,9 @@ import os
 import posixpath
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from kvmpy._value import frozen
 from kvmpy.debug.symbols.dwarf_reader import DwarfReader, StringTable
 from kvmpy.debug.symbols.elf_file import OpenedElf
 from kvmpy.debug.symbols.line_header import LineHeader, read_line_header, unit_bounds
@@ -32,7 +32,7 @@ SEQUENCE_LIMIT = 1 << 20
 DW_LNE_SET_ADDRESS = 2
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SourceLine:
     """A place in the source. `column` counts from 1; 0 when unknown. Prints as "/src/main.c:12"."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Literal
 
+from kvmpy._value import frozen
 from kvmpy.errors import UsageError
 
 __all__ = ["Symbol", "SymbolAddress", "SymbolKind", "UnknownSymbolError", "similar_names"]
@@ -20,7 +20,7 @@ _LONGEST_MISSPELT = 64
 _SUGGESTIONS = 3
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Symbol:
     """A name for `size` bytes at `address`; size 0 when nobody has declared it.
 
@@ -39,7 +39,7 @@ class Symbol:
         return self.address + self.size
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SymbolAddress:
     """An address as a symbol and the distance from its start. Prints as "main+0x12", or "main" at its start."""
 

@@ -7,8 +7,8 @@ are ever asked for.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
+from kvmpy._value import field, mutable
 from kvmpy.debug.symbols.symbol import Symbol, SymbolKind
 
 __all__ = ["GLOBAL", "LOCAL", "WEAK", "SymbolColumns"]
@@ -20,7 +20,7 @@ LABEL_REACH = 0x1_0000
 """How far a symbol reaches whose size and section nobody knows: 64 KiB, a segment of real mode."""
 
 
-@dataclass(slots=True)
+@mutable
 class SymbolColumns:
     """One list per property, all equally long, in the order of the file.
 

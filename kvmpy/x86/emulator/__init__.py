@@ -25,9 +25,9 @@ from kvmpy.x86.emulator import (
     xsave,
 )
 from kvmpy.x86.emulator.guest_exception import GuestException, SoftwareInterrupt
-from kvmpy.x86.emulator.instruction import TruncatedInstruction
 from kvmpy.x86.emulator.processor import RFLAGS, RIP, Operands, Processor
 from kvmpy.x86.emulator.table import Row, UnknownInstruction, decode
+from kvmpy.x86.instruction import TruncatedInstruction
 
 __all__ = [
     "GuestException", "Operands", "Processor", "Row", "SoftwareInterrupt", "TruncatedInstruction",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from kvmpy.x86.emulator.instruction import VEX
 from kvmpy.x86.emulator.processor import Operands
 from kvmpy.x86.emulator.table import MEMORY, instruction
+from kvmpy.x86.instruction import VEX
 
 _CF, _PF, _AF, _ZF, _SF, _OF = 0x1, 0x4, 0x10, 0x40, 0x80, 0x800
 _ARITHMETIC = _CF | _PF | _AF | _ZF | _SF | _OF

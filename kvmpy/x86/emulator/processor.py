@@ -12,8 +12,8 @@ from typing import Protocol
 
 from kvmpy.x86.emulator.extended_state import ExtendedState
 from kvmpy.x86.emulator.guest_exception import GuestException
-from kvmpy.x86.emulator.instruction import Instruction
 from kvmpy.x86.emulator.linear_memory import LinearMemory
+from kvmpy.x86.instruction import Instruction
 from kvmpy.x86.registers import GENERAL_REGISTERS, Segment, SystemRegisters
 
 __all__ = ["RFLAGS", "RIP", "Operands", "Processor"]

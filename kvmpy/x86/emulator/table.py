@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from kvmpy.errors import KvmpyError
-from kvmpy.x86.emulator.instruction import LEGACY, Instruction, decode_head, decode_operands
+from kvmpy.x86.instruction import LEGACY, Instruction, decode_head, decode_operands
 
 if TYPE_CHECKING:
     from kvmpy.x86.emulator.processor import Operands

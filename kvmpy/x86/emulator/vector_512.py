@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 from kvmpy.x86.emulator.extended_state import ExtendedState
 from kvmpy.x86.emulator.guest_exception import GuestException
-from kvmpy.x86.emulator.instruction import EVEX
 from kvmpy.x86.emulator.lanes import elementwise, join, split
 from kvmpy.x86.emulator.processor import Operands
 from kvmpy.x86.emulator.table import ANY, MEMORY, REGISTER, instruction
 from kvmpy.x86.emulator.vector_operands import OUTSIDE_REAL_MODE, check_aligned, check_avx
+from kvmpy.x86.instruction import EVEX
 
 __all__: list[str] = []
 

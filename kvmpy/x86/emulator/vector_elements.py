@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from kvmpy.x86.emulator.instruction import VEX
 from kvmpy.x86.emulator.lanes import join, split
 from kvmpy.x86.emulator.processor import Operands
 from kvmpy.x86.emulator.table import ANY, MEMORY, REGISTER
@@ -15,6 +14,7 @@ from kvmpy.x86.emulator.vector_operands import (
     vector_size,
     vector_source,
 )
+from kvmpy.x86.instruction import VEX
 
 _3A = 3
 _LOW = (1 << 64) - 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from kvmpy.x86.emulator.extended_state import SSE
 from kvmpy.x86.emulator.guest_exception import GuestException
-from kvmpy.x86.emulator.instruction import VEX
 from kvmpy.x86.emulator.lanes import join, split
 from kvmpy.x86.emulator.processor import Operands
 from kvmpy.x86.emulator.table import ANY, MEMORY, REGISTER, instruction
@@ -19,6 +18,7 @@ from kvmpy.x86.emulator.vector_operands import (
     vector_size,
     vector_source,
 )
+from kvmpy.x86.instruction import VEX
 
 _GP = 13
 _38 = 2

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from kvmpy.x86.emulator.extended_state import ExtendedState
 from kvmpy.x86.emulator.guest_exception import GuestException
-from kvmpy.x86.emulator.instruction import VEX
 from kvmpy.x86.emulator.processor import Operands
 from kvmpy.x86.emulator.table import ANY, instruction
 from kvmpy.x86.flags import Cr0, Cr4
+from kvmpy.x86.instruction import VEX
 
 if TYPE_CHECKING:
     from kvmpy.x86.emulator.table import Execute

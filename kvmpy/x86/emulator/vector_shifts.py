@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kvmpy.x86.emulator.instruction import VEX
 from kvmpy.x86.emulator.lanes import elementwise, join, split
 from kvmpy.x86.emulator.processor import Operands
 from kvmpy.x86.emulator.table import REGISTER, instruction
@@ -19,6 +18,7 @@ from kvmpy.x86.emulator.vector_operands import (
     vector_size,
     vector_source,
 )
+from kvmpy.x86.instruction import VEX
 
 Shift = Callable[[int, int, int], int]
 """(element, count, bits of an element) -> the element shifted; a right shift keeps the sign of a negative number."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 
+from kvmpy._value import frozen
 from kvmpy.errors import UsageError
 
 __all__ = ["DOUBLE_FAULT", "Event", "EventKind", "Severity", "exception_name"]
@@ -53,7 +53,7 @@ CONTRIBUTORY = frozenset({0, 10, 11, 12, 13, 21})
 PAGE_FAULTS = frozenset({14, 20})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Event:
     """One event to deliver; best made by the class methods.
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 
+from kvmpy._value import frozen
 from kvmpy.x86.event_delivery.event import Event
 from kvmpy.x86.registers import CpuState
 
 __all__ = ["Delivered", "DeliveryFailure", "Outcome", "OutcomeKind"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Delivered:
     """The handler is entered.
 
@@ -30,7 +30,7 @@ class Delivered:
         return f"{self.event} through {self.gate}: handler at {cs:#06x}:{rip:#x}, frame at {self.frame_address:#x}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeliveryFailure:
     """The handler cannot be entered.
 
@@ -56,7 +56,7 @@ class OutcomeKind(Enum):
     UNDETERMINED = "undetermined"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Outcome:
     """The whole chain: every attempt in order, with a remark after each failure on what it made of the next event.
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from kvmpy._value import frozen
 from kvmpy.debug.crash_report.case import Case
 from kvmpy.debug.crash_report.first_event import Cause
 
@@ -42,7 +42,7 @@ class Weight(IntEnum):
         return ("Most likely cause", "It contributed", "Possible cause", "Worth a look")[self]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Suspicion:
     """What a check found: how much it weighs, and a sentence with the values that decide."""
 
@@ -83,7 +83,7 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Finding:
     """A mistake that was found: `id` names it ("idt-not-loaded"), `text` says what is so here, `rule` which rule that
     breaks, `source` where it is written, `remedy` what to do."""
@@ -109,7 +109,7 @@ class Finding:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rule:
     """A classic mistake: what it is called, what the manuals say, what to do, and how to recognize it."""
 

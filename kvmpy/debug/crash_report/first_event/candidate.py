@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from kvmpy._value import field, frozen, replace
 from kvmpy.x86.event_delivery import Event
 
 __all__ = ["Candidate", "Cause"]
@@ -66,7 +66,7 @@ class Cause(StrEnum):
     RECORDED = "recorded by KVM"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Candidate:
     """One event, the cause in short, and a sentence with the values that decide.
 

@@ -6,9 +6,8 @@ VEX, EVEX and 3DNow! forms are not decoded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from kvmpy.x86.emulator.instruction import (
+from kvmpy._value import frozen
+from kvmpy.x86.instruction import (
     LEGACY,
     Instruction,
     MemoryOperand,
@@ -47,7 +46,7 @@ _MOV_CONTROL = range(0x20, 0x24)
 _LONGEST = 15
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Decoded:
     """The parts of one instruction.
 

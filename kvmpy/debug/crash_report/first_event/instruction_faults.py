@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
+from kvmpy._value import replace
 from kvmpy.debug.crash_report.first_event.candidate import Candidate, Cause
 from kvmpy.debug.crash_report.first_event.decoder import Decoded, decode
 from kvmpy.debug.crash_report.first_event.execution import Execution, read_linear

@@ -7,8 +7,8 @@ disassembler, where one is installed, says what their memory operand is.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from kvmpy._value import frozen
 from kvmpy.debug.crash_report.first_event.decoder import Decoded
 from kvmpy.debug.crash_report.first_event.execution import Execution
 from kvmpy.x86.page_walk import Access
@@ -16,7 +16,7 @@ from kvmpy.x86.page_walk import Access
 __all__ = ["MemoryAccess", "memory_accesses", "stack_item_size"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MemoryAccess:
     """`size` bytes at an offset in a segment. `what` names it for a reader; `aligned` must divide the address."""
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
+from kvmpy._value import field, frozen, mutable
 from kvmpy.debug.crash_report.case import Case
 
 __all__ = ["Line", "Section", "SectionBuilder", "build"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Line:
     """One line. `mark` is for those that matter most."""
 
@@ -19,7 +19,7 @@ class Line:
     mark: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Section:
     """A part: `name` for programs, `title` for readers. `unavailable` says why there is nothing, if that is so."""
 
@@ -30,7 +30,7 @@ class Section:
     unavailable: str = ""
 
 
-@dataclass(slots=True)
+@mutable
 class Contents:
     """What a builder puts together."""
 
@@ -52,7 +52,7 @@ class Contents:
         self.lines += (Line(f"  {line}", mark) for line in lines)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SectionBuilder:
     """How a part is made from a case. It adds nothing where there is nothing to say."""
 
