@@ -61,6 +61,9 @@ class RecordingBoard:
     def shutdown(self, source: str) -> None:
         self.ended.append(("shutdown", None))
 
+    def panic(self, source: str) -> None:
+        self.ended.append(("panic", None))
+
     def exit(self, code: int, source: str) -> None:
         self.ended.append(("exit", code))
 

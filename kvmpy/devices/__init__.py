@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kvmpy.devices.pci_host import PciHostBridge as PciHostBridge
     from kvmpy.devices.pit import Pit8254 as Pit8254
     from kvmpy.devices.post_port import PostPort as PostPort
+    from kvmpy.devices.pvpanic import PvPanic as PvPanic
     from kvmpy.devices.uart16550 import Uart16550 as Uart16550
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "PciHostBridge",
     "Pit8254",
     "PostPort",
+    "PvPanic",
     "Region",
     "Uart16550",
 ]
@@ -62,6 +64,7 @@ _MODULE_OF = {
     "PciHostBridge": "pci_host",
     "Pit8254": "pit",
     "PostPort": "post_port",
+    "PvPanic": "pvpanic",
     "Region": "device",
     "Uart16550": "uart16550",
 }

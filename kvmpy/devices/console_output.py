@@ -16,6 +16,7 @@ __all__ = ["ConsoleOutput", "ExpectTimeout", "Sink"]
 
 KiB = 1024
 _BYTES = tuple(bytes((value,)) for value in range(256))
+_LINE_FEED = 0x0A
 
 
 class _Writable(Protocol):
@@ -84,6 +85,7 @@ class ConsoleOutput:
         self._trimmed = 0  # bytes of the stream before `_recent`
         self._cursor = 0  # where in the stream the next expect() starts
         self._output_closed = False
+        self._line_listener: Callable[[bytes], object] | None = None
         self._output_lock = threading.Lock()
         self._search_lock = threading.Lock()
         self._waiters: list[threading.Event] = []
@@ -99,6 +101,8 @@ class ConsoleOutput:
             self._sink(_BYTES[byte])
         recent = self._recent
         recent.append(byte)
+        if byte == _LINE_FEED and self._line_listener is not None:
+            self._line_listener(bytes(recent[recent.rfind(b"\n", 0, -1) + 1 :]))
         if len(recent) > self._limit:
             with self._output_lock:
                 excess = max(0, len(recent) - self._history)
@@ -107,6 +111,14 @@ class ConsoleOutput:
         # Append, then look for waiters; expect() registers, then looks at the bytes: nobody sleeps through one.
         if self._waiters:
             self._wake()
+
+    def on_line(self, call: Callable[[bytes], object] | None) -> None:
+        """Call `call(line)` whenever the guest has ended a line, with its line feed; None: no longer.
+
+        It is called in the guest's thread, which waits for it, and must not raise. Of a line longer than `history` it
+        gets the end.
+        """
+        self._line_listener = call
 
     def _wake(self) -> None:
         with self._output_lock:

@@ -56,6 +56,10 @@ class MachineBoard:
         """End the run as a shutdown."""
         self._control.finish(Outcome(End.SHUTDOWN, source))
 
+    def panic(self, source: str) -> None:
+        """End the run as a panic."""
+        self._control.finish(Outcome(End.PANIC, source))
+
     def exit(self, code: int, source: str) -> None:
         """End the run with an exit code."""
         self._control.finish(Outcome(End.EXITED, source, code=code))

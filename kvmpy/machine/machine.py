@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any, Self, TypeVar
 
     from kvmpy.boot.image import Entry, Image
+    from kvmpy.devices.console_output import ConsoleOutput
     from kvmpy.devices.device import ReadHandler, WriteHandler
     from kvmpy.devices.host_input import HostInput
     from kvmpy.machine.host_timer import HostTimer
@@ -126,6 +127,7 @@ class Machine(Running):
             if self._closed:  # by another thread meanwhile
                 return
         self._closed = True
+        self._control.verdict = None
         for runner in self._runners:
             runner.loop.detach()
         with ExitStack() as last_to_first:
@@ -254,6 +256,19 @@ class Machine(Running):
         self.image, self._symbols, self._lines = image, None, None
         self._runners[0].start_at(self.entry.state)
         return self.entry
+
+    def watch_for_panic(
+        self, console: "ConsoleOutput", message: bytes = b"Kernel panic - not syncing", *,
+        last: bytes = b"---[ end Kernel panic", patience: float = 2.0,
+    ) -> None:  # fmt: skip
+        """End the run as a panic when the guest prints a line with `message` on `console`; by default, as Linux does.
+
+        The lines that explain it are waited for: up to one with `last`, or until none has come for `patience` seconds.
+        `Outcome.message` is the first of them, `Outcome.console` the last lines of all. See `PanicWatch`.
+        """
+        from kvmpy.machine.panic_watch import PanicWatch
+
+        PanicWatch(self.board, self._control, console, message, last, patience)
 
     def on_exit(self, kind: type[Exit], handler: "Callable[[Vcpu, Any], Outcome | None]") -> None:
         """Call `handler(vcpu, exit)` for exits of a class that no device answers, such as `RdMsr` or `Debug`.

@@ -35,11 +35,12 @@ class Outcome:
     """How a run ended: `end` is an `End`, `message` says it in a sentence, `code` is the exit code after End.EXITED.
 
     `exit` is the KVM exit that ended the run, and `vcpu` the id of the processor it came from, where there was one.
+    `console` is what a kernel that panicked printed last (see `Machine.watch_for_panic`), or empty.
     `report` explains a bad end: `print(outcome.report)`.
     """
 
     __match_args__ = ("end", "message", "code", "exit", "vcpu")
-    __slots__ = (*__match_args__, "report")
+    __slots__ = (*__match_args__, "console", "report")
 
     def __init__(
         self,
@@ -49,12 +50,14 @@ class Outcome:
         code: int | None = None,
         exit: "Exit | None" = None,
         vcpu: int | None = None,
+        console: str = "",
     ) -> None:
         self.end = end
         self.message = message
         self.code = code
         self.exit = exit
         self.vcpu = vcpu
+        self.console = console
         self.report: CrashReport | None = None
 
     @property

@@ -56,6 +56,8 @@ class RunControl:
         """The vCPU that runs where `Machine.run` was called, which says itself when the run is over."""
         self._standing: set[Vcpu] = set()
         """Those that touch neither their vCPU nor a device, and will not while there is a pause."""
+        self.verdict: Callable[[Outcome], Outcome] | None = None
+        """Has the last word on how a run ends, if anybody knows better than what ended it."""
         self.end_listeners: list[Callable[[Outcome], None]] = []
         """Called with how a run ends, by whichever thread ends it, in the midst of it: they must be quick."""
         self._idle: set[Vcpu] = set()
@@ -101,7 +103,7 @@ class RunControl:
         """End the run. The first outcome counts: it is the answer."""
         with self._changed:
             if self._run.outcome is None:
-                self._run.outcome = outcome
+                self._run.outcome = outcome = outcome if self.verdict is None else self.verdict(outcome)
                 for listener in self.end_listeners:
                     listener(outcome)
             self.leave_all()

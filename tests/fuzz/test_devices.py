@@ -22,6 +22,7 @@ from kvmpy.devices import (
     PciHostBridge,
     Pit8254,
     PostPort,
+    PvPanic,
     Uart16550,
 )
 
@@ -77,6 +78,7 @@ DEVICES: dict[str, Callable[[Clock], Device]] = {
     "DebugConsole": lambda clock: DebugConsole(history=64),
     "PostPort": lambda clock: PostPort(),
     "DebugExit": lambda clock: DebugExit(),
+    "PvPanic": lambda clock: PvPanic(),
     "I8042": lambda clock: I8042(),
     "Cmos": lambda clock: Cmos(now=clock.seconds, memory_below_4g=1 << 30),
     "Pit8254": lambda clock: Pit8254(now=clock.nanoseconds),
@@ -105,7 +107,7 @@ Access = tuple[str, int, int | None, int, int, int]
 ACCESSES = st.lists(ACCESS, max_size=30)
 
 fewer = settings(max_examples=PROPERTY_EXAMPLES[PROFILE])
-"""The first test alone gets many examples: ten devices times four tests would take too long."""
+"""The first test alone gets many examples: eleven devices times four tests would take too long."""
 
 
 class Bench:

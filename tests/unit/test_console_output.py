@@ -226,3 +226,17 @@ def test_close_ends_waiting() -> None:
     console.close()
     thread.join()
     assert "closed" in str(failures[0])
+
+
+def test_whoever_asked_for_lines_gets_each_when_it_has_ended() -> None:
+    console = DebugConsole(history=16)
+    lines: list[bytes] = []
+    console.on_line(lines.append)
+    show(console, b"one\r\n\ntw")
+    assert lines == [b"one\r\n", b"\n"]
+    show(console, b"o\n" + b"." * 60 + b"!\n")
+    assert lines[2] == b"two\n"
+    assert lines[3].endswith(b"...!\n")
+    console.on_line(None)
+    show(console, b"five\n")
+    assert len(lines) == 4
