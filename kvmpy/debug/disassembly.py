@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from kvmpy._value import frozen
+from kvmpy.debug.capstone_library import library_decoder
 from kvmpy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Disassembler:
     @property
     def available(self) -> bool:
         """Whether capstone is installed, so that there are instructions."""
-        return _capstone() is not None
+        return _engine(64) is not None
 
     @property
     def advice(self) -> str:
@@ -190,16 +190,6 @@ def _as_bytes(address: int, code: bytes) -> Instruction:
     return Instruction(address, bytes(code), BYTES, ", ".join(f"{byte:#04x}" for byte in code))
 
 
-@cache
-def _capstone() -> Any:
-    """The module, or None. ImportError also says that its shared library cannot be loaded."""
-    try:
-        import capstone
-    except ImportError:
-        return None
-    return capstone
-
-
 class _Engines(threading.local):
     """The decoders of a thread, by width. ctypes lets other threads run while one decodes."""
 
@@ -214,10 +204,17 @@ def _engine(bits: int) -> Any:
     """The decoder for a width, or None without capstone."""
     if bits not in (16, 32, 64):
         raise UsageError(f"code is 16, 32 or 64 bits wide, not {bits}")
-    capstone = _capstone()
-    if capstone is None:
+    engines = _engines.by_width
+    if bits not in engines:
+        engines[bits] = library_decoder(bits) or _capstone_engine(bits)
+    return engines[bits]
+
+
+def _capstone_engine(bits: int) -> Any:
+    """What the package makes, where its library cannot be used directly. None without capstone."""
+    try:
+        import capstone
+    except ImportError:  # also when its shared library cannot be loaded
         return None
-    if bits not in _engines.by_width:
-        mode = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}[bits]
-        _engines.by_width[bits] = capstone.Cs(capstone.CS_ARCH_X86, mode)
-    return _engines.by_width[bits]
+    mode = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}[bits]
+    return capstone.Cs(capstone.CS_ARCH_X86, mode)

@@ -1,14 +1,19 @@
 """Disassembly: the instructions that objdump sees, those before an address, symbols in their text, and no capstone."""
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from debug_info_programs import objdump, program
 from gnu_toolchain import assemble, assemble_with_symbols
-from kvmpy.debug import disassembly
+from kvmpy.debug import capstone_library, disassembly
+from kvmpy.debug.capstone_library import library_decoder
 from kvmpy.debug.disassembly import BYTES, Disassembler, Instruction, annotate
 from kvmpy.debug.symbols import Symbol, SymbolTable
 from kvmpy.errors import UsageError
@@ -23,9 +28,14 @@ def texts(instructions: list[Instruction]) -> list[str]:
 @pytest.fixture
 def without_capstone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(sys.modules, "capstone", None)  # importing it is an ImportError then
-    disassembly._capstone.cache_clear()
+    _forget_the_decoders()
     yield
-    disassembly._capstone.cache_clear()
+    _forget_the_decoders()
+
+
+def _forget_the_decoders() -> None:
+    disassembly._engines.by_width.clear()
+    capstone_library._library.cache_clear()
 
 
 # Forwards
@@ -224,6 +234,35 @@ def test_real_mode_code_is_decoded_at_its_linear_address() -> None:
 def test_capstone_is_there() -> None:
     assert Disassembler().available
     assert Disassembler().advice == ""
+
+
+@given(st.binary(min_size=1, max_size=64), st.sampled_from([16, 32, 64]), st.sampled_from([0, 1, 3]))
+def test_the_library_says_what_the_package_says(code: bytes, bits: int, count: int) -> None:
+    library, package = library_decoder(bits), disassembly._capstone_engine(bits)
+    assert library is not None
+    assert list(library.disasm_lite(code, 0x1000, count)) == list(package.disasm_lite(code, 0x1000, count))
+
+
+def test_a_library_of_another_version_is_left_to_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "capstone/lib").mkdir(parents=True)
+    (tmp_path / "capstone/__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "capstone", raising=False)
+    source = tmp_path / "version.c"
+    source.write_text("unsigned cs_version(int *major, int *minor) { return 4 << 8; }")
+    _forget_the_decoders()
+    try:
+        assert library_decoder(64) is None
+        library = tmp_path / "capstone/lib/libcapstone.so"
+        subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
+        _forget_the_decoders()
+        assert library_decoder(64) is None
+        library.unlink()  # it is mapped: never written over
+        library.write_bytes(b"no library")
+        _forget_the_decoders()
+        assert library_decoder(64) is None
+    finally:
+        _forget_the_decoders()
 
 
 @pytest.mark.usefixtures("without_capstone")

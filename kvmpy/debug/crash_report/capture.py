@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,6 +22,7 @@ from kvmpy.x86.register_text import mode_text
 from kvmpy.x86.registers import CpuState
 
 if TYPE_CHECKING:
+    from kvmpy.boot.image import Image
     from kvmpy.debug.symbols import LineTable, SymbolTable
     from kvmpy.kvm import Vcpu, Vm
     from kvmpy.machine import Machine, Outcome
@@ -82,7 +84,7 @@ def gather(
     statistics = notes.take("statistics", machine.statistics, None)
     if symbols is None:
         symbols = notes.take("symbols", lambda: _symbols_of(machine), None)
-    if lines is None:
+    if lines is None and _is_elf(machine.image):
         lines = notes.take("source lines", lambda: machine.lines, None)
     if exits is None:
         nothing: tuple[DeviceAccess | Exit, ...] = ()
@@ -174,8 +176,19 @@ def _recorded(vcpu: Vcpu) -> RecordedException | None:
 
 
 def _symbols_of(machine: Machine) -> SymbolTable | None:
+    if machine._symbols is None and not _is_elf(machine.image):
+        return None
     symbols = machine.symbols
     return symbols if len(symbols) else None
+
+
+def _is_elf(image: Image | None) -> bool:
+    """Whether there may be symbols and lines in it. The modules that read them are not loaded in vain."""
+    if "kvmpy.boot.elf" not in sys.modules:  # who has made an ElfImage has loaded it
+        return False
+    from kvmpy.boot.elf import elf_of
+
+    return elf_of(image) is not None
 
 
 def _consoles(machine: Machine) -> tuple[Console, ...]:
