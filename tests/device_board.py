@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kvmpy.devices.host_input import HostInput
+from kvmpy.memory import GuestMemory
 
 
 class RecordingLine:
@@ -42,6 +43,21 @@ class RecordingTimer:
         self.deadline = None
 
 
+class RecordingEvent:
+    """A guest write that a test lets happen with `call()`, or an interrupt that it sees in `signals`."""
+
+    def __init__(self, call: Callable[[], object] = lambda: None) -> None:
+        self.call = call
+        self.signals = 0
+        self.closed = False
+
+    def signal(self) -> None:
+        self.signals += 1
+
+    def close(self) -> None:
+        self.closed = True
+
+
 class RecordingBoard:
     """Gives out recording lines, and notes how the run was ended."""
 
@@ -51,6 +67,12 @@ class RecordingBoard:
         self.inputs: list[HostInput] = []
         self.queued: set[int] = set()
         self.timers: list[RecordingTimer] = []
+        self.memory = GuestMemory()
+        self.has_events = False
+        """Whether it has ioeventfd and irqfd."""
+        self.write_events: dict[tuple[str, int, int, int], RecordingEvent] = {}
+        self.interrupt_events: dict[int, RecordingEvent] = {}
+        self.next_address = 0xD000_0000
 
     def interrupt_line(self, number: int) -> RecordingLine:
         return self.lines.setdefault(number, RecordingLine())
@@ -82,3 +104,23 @@ class RecordingBoard:
     def timer(self, call: Callable[[], object]) -> RecordingTimer:
         self.timers.append(RecordingTimer(call))
         return self.timers[-1]
+
+    def write_event(
+        self, kind: str, address: int, size: int, value: int, call: Callable[[], object]
+    ) -> RecordingEvent | None:
+        if not self.has_events:
+            return None
+        event = self.write_events[kind, address, size, value] = RecordingEvent(call)
+        return event
+
+    def interrupt_event(self, number: int) -> RecordingEvent | None:
+        if not self.has_events:
+            return None
+        return self.interrupt_events.setdefault(number, RecordingEvent())
+
+    def allocate_mmio(self, size: int) -> int:
+        self.next_address += 0x1000
+        return self.next_address - 0x1000
+
+    def allocate_interrupt(self) -> int:
+        return 5

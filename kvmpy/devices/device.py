@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from kvmpy.devices.host_input import HostInput
 
-__all__ = ["NULL_LINE", "Board", "Device", "InterruptLine", "Region", "Timer"]
+__all__ = [
+    "NULL_LINE", "Board", "Device", "InterruptEvent", "InterruptLine", "Region", "Timer", "WriteEvent",
+]  # fmt: skip
 
 ReadHandler = Callable[[int, int], int]
 WriteHandler = Callable[[int, int, int], None]
@@ -49,6 +51,19 @@ class Timer(Protocol):
     def stop(self) -> None: ...
 
 
+class WriteEvent(Protocol):
+    """Guest writes that wake the host input thread, until it is closed."""
+
+    def close(self) -> None: ...
+
+
+class InterruptEvent(Protocol):
+    """Raises an interrupt input by an edge, from any thread, until it is closed."""
+
+    def signal(self) -> None: ...
+    def close(self) -> None: ...
+
+
 class Board(Protocol):
     """What a device may ask of what it is plugged into.
 
@@ -71,6 +86,24 @@ class Board(Protocol):
 
     # Alarms: see Timer. One that is not set costs nothing.
     def timer(self, call: Callable[[], object]) -> Timer: ...
+
+    # Guest memory, for devices that reach into it by themselves (DMA): a kvmpy.memory.GuestMemory.
+    @property
+    def memory(self) -> Any: ...
+
+    # Have the host input thread call `call()` after the guest wrote `value`, `size` bytes wide, at an address ("mmio")
+    # or port ("port"), instead of an exit (ioeventfd). None where the host cannot: then the write comes to `write`.
+    def write_event(
+        self, kind: str, address: int, size: int, value: int, call: Callable[[], object]
+    ) -> WriteEvent | None: ...
+
+    # An interrupt input that is raised by an edge, without an ioctl (irqfd). None where the host cannot.
+    def interrupt_event(self, number: int) -> InterruptEvent | None: ...
+
+    # A place for a device whose user named none: `size` bytes of memory-mapped I/O; an interrupt input, which others
+    # may share when all are taken.
+    def allocate_mmio(self, size: int) -> int: ...
+    def allocate_interrupt(self) -> int: ...
 
 
 class Region:
@@ -118,6 +151,9 @@ class Device:
         self.board: Board | None = None
         self.counters: Counter[str] = Counter()
 
+    def place(self, board: Board) -> None:
+        """Choose what the user left to the board: called before `regions`, when the device is plugged in."""
+
     def regions(self) -> tuple[Region, ...]:
         """The ports and addresses that this device answers at."""
         return ()
@@ -137,6 +173,12 @@ class Device:
 
     def reset(self) -> None:
         """Return to the state after power-on. Host-side output that was already produced stays."""
+
+    def quiesce(self) -> None:
+        """Finish what is under way on the host, and begin nothing until `resume`: guest memory stays as it is."""
+
+    def resume(self) -> None:
+        """Go on after `quiesce`, or after a `restore`."""
 
     def state(self) -> dict[str, Any]:
         """All that `restore` needs, as plain data (ints, strings, bytes, lists, dicts)."""

@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from kvmpy.machine.host_timer import HostTimer
     from kvmpy.machine.outcome import Outcome
     from kvmpy.memory import GuestMemory
+    from kvmpy.virtio.device import VirtioDevice
     from kvmpy.x86.cpuid import CpuidTable
 
-    D = TypeVar("D", bound=Device)
+    D = TypeVar("D", bound=Device | VirtioDevice)
 
 __all__ = ["Machine"]
 
@@ -86,7 +87,7 @@ class Machine(Running):
             if self._owns_kvm:
                 self.kvm.close()
             raise
-        self.board = MachineBoard(self.vm, self._control, self._host_events)
+        self.board = MachineBoard(self.vm, self._control, self._host_events, self.mmio)
         """What devices are plugged into."""
         try:
             if vcpus > self.kvm.max_vcpus:
@@ -165,25 +166,33 @@ class Machine(Running):
     def add(self, device: "D") -> "D":
         """Plug a device in at the ports and addresses it declares, and answer it.
 
+        A virtio device, such as `kvmpy.virtio.Entropy()`, is plugged in behind virtio-mmio, at an address and an
+        interrupt that are free; `VirtioMmio(device, address=..., irq=...)` chooses them.
+
         Raises OverlapError naming both owners of a range that is taken, UsageError for a device plugged in already.
         """
         if self._closed:
             raise ClosedError("the machine is closed")
-        if isinstance(device, type) or not hasattr(device, "regions"):
+        plugged: Any = device
+        if not isinstance(device, type) and hasattr(device, "as_device"):
+            plugged = device.as_device()
+        if isinstance(plugged, type) or not hasattr(plugged, "regions"):
             raise UsageError(f"add() takes a device, such as Uart16550(), not {device!r}")
-        if any(device is other for other in self.devices):
-            raise UsageError(f"{device.name} is plugged in already")
+        if any(plugged is other for other in self.devices):
+            raise UsageError(f"{plugged.name} is plugged in already")
+        if isinstance(plugged, Device):
+            plugged.place(self.board)
         added: list[Region] = []
         try:
-            for region in device.regions():
+            for region in plugged.regions():
                 self._claim(region)
                 added.append(region)
-            device.attach(self.board)
+            plugged.attach(self.board)
         except BaseException:
             for region in added:
                 self._bus(region).remove(region)
             raise
-        self.devices.append(device)
+        self.devices.append(plugged)
         return device
 
     def map_ports(

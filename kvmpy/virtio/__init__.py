@@ -1,0 +1,53 @@
+"""Paravirtual devices as virtio 1.2 (OASIS) has them: split virtqueues, the MMIO transport, and devices.
+
+A device is a subclass of `VirtioDevice` and knows neither transport nor KVM. The classes are imported when they are
+first named: `from kvmpy.virtio import Entropy`.
+"""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmpy.virtio.chain import Chain as Chain
+    from kvmpy.virtio.device import VirtioDevice as VirtioDevice
+    from kvmpy.virtio.entropy import Entropy as Entropy
+    from kvmpy.virtio.features import DeviceStatus as DeviceStatus
+    from kvmpy.virtio.features import Feature as Feature
+    from kvmpy.virtio.mmio import VirtioMmio as VirtioMmio
+    from kvmpy.virtio.mmio import linux_parameters as linux_parameters
+    from kvmpy.virtio.virtqueue import Virtqueue as Virtqueue
+
+_MODULE_OF = {
+    "Chain": "chain",
+    "DeviceStatus": "features",
+    "Entropy": "entropy",
+    "Feature": "features",
+    "VirtioDevice": "device",
+    "VirtioMmio": "mmio",
+    "Virtqueue": "virtqueue",
+    "linux_parameters": "mmio",
+}
+
+__all__ = [
+    "Chain",
+    "DeviceStatus",
+    "Entropy",
+    "Feature",
+    "VirtioDevice",
+    "VirtioMmio",
+    "Virtqueue",
+    "linux_parameters",
+]
+
+
+def __getattr__(name: str) -> object:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object = getattr(import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})

@@ -1,0 +1,91 @@
+"""Reading a descriptor chain that a driver wrote, and that may be anything (virtio 1.2, section 2.7.5)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvmpy.virtio.guest_buffers import GuestBuffers
+
+__all__ = ["MAX_INDIRECT", "MalformedChain", "read_chain"]
+
+# struct virtq_desc (section 2.7.5): le64 addr; le32 len; le16 flags; le16 next. It is read as two 64-bit numbers, each
+# once: a guest that changes a descriptor while it is looked at gets the old one or the new one.
+SIZE = 16
+_NEXT, _WRITE, _INDIRECT = 1, 2, 4
+
+MAX_INDIRECT = 1024
+"""Entries that an indirect table may have. Section 2.7.5.3.1 allows no more than the queue has; Linux goes by the
+device's own limit of segments instead, and monitors take 1024."""
+
+MAX_BYTES = 1 << 32
+"""Section 2.7.5.1: no chain is longer than 2^32 bytes in total."""
+
+
+class MalformedChain(Exception):
+    """The driver broke a rule of section 2.7: `rule` is its name, which is counted. It never leaves this layer."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(rule)
+        self.rule = rule
+
+
+def read_chain(
+    table: memoryview, size: int, head: int, buffers: GuestBuffers, indirect: bool,
+) -> tuple[list[memoryview], list[memoryview], int, int]:  # fmt: skip
+    """Follow the chain from `head` on: the views of its readable and of its writable part, and their bytes.
+
+    `table` are the `size` descriptors of the queue as 64-bit numbers. `indirect`: VIRTIO_F_INDIRECT_DESC is negotiated.
+    Raises MalformedChain.
+    """
+    readable: list[memoryview] = []
+    writable: list[memoryview] = []
+    readable_bytes = writable_bytes = 0
+    entries: memoryview | list[int] = table
+    limit, index, seen = size, head, 0
+    inside = False
+    while True:
+        # 2.7.5.3.1: not longer than the queue. That also ends loops, which section 2.7.5.1 forbids.
+        if index >= limit:
+            raise MalformedChain("descriptor_index")
+        if seen >= limit:
+            raise MalformedChain("chain_too_long")
+        seen += 1
+        address = entries[2 * index]
+        rest = entries[2 * index + 1]
+        length, flags = rest & 0xFFFF_FFFF, rest >> 32
+        if flags & _INDIRECT:
+            # 2.7.5.3.1: only if negotiated, not within a table, and never with NEXT. 2.7.5.3.2: WRITE is ignored here.
+            if not indirect or inside or flags & _NEXT:
+                raise MalformedChain("indirect_not_allowed")
+            entries, limit = _indirect_table(address, length, buffers)
+            index, seen, inside = 0, 0, True
+            continue
+        if length:
+            if flags & _WRITE:
+                writable_bytes += length
+                found = buffers.add(address, length, True, writable)
+            else:
+                if writable_bytes:  # 2.7.4.2: what the device may write comes last
+                    raise MalformedChain("readable_after_writable")
+                readable_bytes += length
+                found = buffers.add(address, length, False, readable)
+            if not found:
+                raise MalformedChain("buffer_not_in_ram")
+            if readable_bytes + writable_bytes > MAX_BYTES:
+                raise MalformedChain("chain_of_too_many_bytes")
+        if not flags & _NEXT:
+            return readable, writable, readable_bytes, writable_bytes
+        index = rest >> 48
+
+
+def _indirect_table(address: int, length: int, buffers: GuestBuffers) -> tuple[list[int], int]:
+    """A copy of an indirect table, as 64-bit numbers, and how many descriptors it has."""
+    count, odd = divmod(length, SIZE)
+    if odd or not 0 < count <= MAX_INDIRECT:
+        raise MalformedChain("indirect_table_size")
+    pieces: list[memoryview] = []
+    if not buffers.add(address, length, False, pieces):
+        raise MalformedChain("indirect_table_not_in_ram")
+    whole = pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
+    return whole.cast("Q").tolist(), count
