@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from kvmpy.boot.e820 import BIOS, EXTENDED_BIOS_DATA, ONE_MIB, VIDEO_MEMORY, E820Entry, E820Type
 from kvmpy.boot.firmware_tables import PlacedTables
 from kvmpy.boot.image import LoadedRange
-from kvmpy.boot.placement import lowest_free, ram_text
+from kvmpy.boot.placement import highest_free, lowest_free, ram_text
 from kvmpy.errors import ImageError
 
 if TYPE_CHECKING:
@@ -15,35 +15,64 @@ if TYPE_CHECKING:
 
     from kvmpy.memory import GuestMemory
 
-__all__ = ["place_in_bios_area"]
+    Maker = Callable[[int], bytes]
+
+__all__ = ["place_in_base_memory", "place_in_bios_area", "place_in_reserved_memory"]
 
 PARAGRAPH = 16
+PAGE = 0x1000
 
 
 def place_in_bios_area(
-    memory: GuestMemory,
-    taken: Sequence[LoadedRange],
-    size: int,
-    name: str,
-    make: Callable[[int], bytes],
-    *,
-    or_base_memory: bool = False,
-) -> tuple[int, PlacedTables]:
-    """Write the `size` bytes that `make(address)` gives into RAM from 0xf0000 to 1 MiB that nothing in `taken` uses.
+    memory: GuestMemory, taken: Sequence[LoadedRange], size: int, name: str, make: Maker
+) -> PlacedTables:
+    """Write the `size` bytes of `make(address)` into RAM from 0xf0000 to 1 MiB that nothing in `taken` uses.
 
-    Answers the address too. With `or_base_memory` the last KiB below 640 KiB will do. Raises ImageError.
+    Raises ImageError, which calls the bytes `name`.
     """
-    address = lowest_free(memory, size, taken, alignment=PARAGRAPH, above=BIOS, below=ONE_MIB)
-    if address is None and or_base_memory:
+    address = _in_bios_area(memory, taken, size, PARAGRAPH)
+    if address is None:
+        raise _no_room(memory, size, name)
+    return _write(memory, address, size, name, make)
+
+
+def place_in_base_memory(
+    memory: GuestMemory, taken: Sequence[LoadedRange], size: int, name: str, make: Maker
+) -> PlacedTables:
+    """The same, or else into the last KiB below 640 KiB."""
+    address = _in_bios_area(memory, taken, size, PARAGRAPH)
+    if address is None:
         address = lowest_free(
             memory, size, taken, alignment=PARAGRAPH, above=EXTENDED_BIOS_DATA, below=VIDEO_MEMORY
         )  # fmt: skip
     if address is None:
-        raise ImageError(
-            f"no {size:#x} bytes are free from {BIOS:#x} to {ONE_MIB:#x}, where operating systems look for it "
-            f"(the guest has {ram_text(memory)}); the image can be loaded with tables=()", name,
-        )  # fmt: skip
-    memory.write(address, make(address))
-    return address, PlacedTables(
-        (LoadedRange(address, size, name),), (E820Entry(address, size, E820Type.RESERVED),)
+        raise _no_room(memory, size, name)
+    return _write(memory, address, size, name, make)
+
+
+def place_in_reserved_memory(
+    memory: GuestMemory, taken: Sequence[LoadedRange], size: int, name: str, make: Maker, *, alignment: int
+) -> PlacedTables:
+    """The same for what need not be searched for: or else into the highest RAM below 4 GiB, which is reserved then."""
+    address = _in_bios_area(memory, taken, size, alignment)
+    if address is None:
+        address = highest_free(memory, size, taken, alignment=PAGE)
+    if address is None:
+        raise _no_room(memory, size, name)
+    return _write(memory, address, size, name, make)
+
+
+def _in_bios_area(memory: GuestMemory, taken: Sequence[LoadedRange], size: int, alignment: int) -> int | None:
+    return lowest_free(memory, size, taken, alignment=alignment, above=BIOS, below=ONE_MIB)
+
+
+def _no_room(memory: GuestMemory, size: int, name: str) -> ImageError:
+    return ImageError(
+        f"no {size:#x} bytes are free from {BIOS:#x} to {ONE_MIB:#x}, where a firmware has its tables "
+        f"(the guest has {ram_text(memory)}); the image can be loaded with tables=()", name,
     )  # fmt: skip
+
+
+def _write(memory: GuestMemory, address: int, size: int, name: str, make: Maker) -> PlacedTables:
+    memory.write(address, make(address))
+    return PlacedTables((LoadedRange(address, size, name),), (E820Entry(address, size, E820Type.RESERVED),))

@@ -9,7 +9,8 @@ import struct
 from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING
 
-from kvmpy.boot.bios_area import place_in_bios_area
+from kvmpy.boot.bios_area import place_in_base_memory
+from kvmpy.boot.checksum import with_checksum
 from kvmpy.boot.platform import (
     CASCADE_IRQ,
     IOAPIC_ADDRESS,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from kvmpy.boot.platform import Platform
     from kvmpy.memory import GuestMemory
 
-__all__ = ["EntryType", "InterruptType", "MpTable", "ProcessorFlags", "checked"]
+__all__ = ["EntryType", "InterruptType", "MpTable", "ProcessorFlags"]
 
 REVISION = 4  # of specification 1.4
 OEM_ID = b"KVMPY   "
@@ -82,13 +83,6 @@ class InterruptFlags(IntFlag):
     LEVEL = 3 << 2
 
 
-def checked(data: bytes, checksum: int) -> bytes:
-    """`data` with the byte at `checksum`, zero until now, set so that all bytes sum up to zero."""
-    made = bytearray(data)
-    made[checksum] = -sum(made) & 0xFF
-    return bytes(made)
-
-
 class MpTable:
     """The MP table of `platform`: `FirmwareTables` for the `tables` of a kernel.
 
@@ -101,11 +95,11 @@ class MpTable:
     def place(self, memory: GuestMemory, taken: Sequence[LoadedRange]) -> PlacedTables:
         """Write floating pointer and configuration table to where operating systems look. Raises ImageError."""
         size = FLOATING_POINTER.size + len(self.configuration())
-        return place_in_bios_area(memory, taken, size, "MP table", self._all_at, or_base_memory=True)[1]
+        return place_in_base_memory(memory, taken, size, "MP table", self._all_at)
 
     def _all_at(self, address: int) -> bytes:
         pointer = FLOATING_POINTER.pack(b"_MP_", address + FLOATING_POINTER.size, 1, REVISION, 0, bytes(5))
-        return checked(pointer, 10) + self.configuration()
+        return with_checksum(pointer, 10) + self.configuration()
 
     def configuration(self) -> bytes:
         """The MP configuration table."""
@@ -115,7 +109,7 @@ class MpTable:
             b"PCMP", HEADER.size + len(body), REVISION, 0, OEM_ID, PRODUCT_ID, 0, 0, len(entries),
             LOCAL_APIC_ADDRESS, 0, 0,
         )  # fmt: skip
-        return checked(header + body, 7)
+        return with_checksum(header + body, 7)
 
     def _entries(self) -> Iterator[bytes]:
         """In order of their types, as section 4.3 wants it."""

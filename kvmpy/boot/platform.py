@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["IOAPIC_ADDRESS", "LOCAL_APIC_ADDRESS", "FixedHardware", "IsaDevice", "Platform"]
+__all__ = [
+    "IOAPIC_ADDRESS",
+    "LOCAL_APIC_ADDRESS",
+    "FixedHardware",
+    "IsaDevice",
+    "MmioDevice",
+    "Platform",
+    "SleepRegisters",
+]
 
 LOCAL_APIC_ADDRESS = 0xFEE0_0000
 LOCAL_APIC_VERSION = 0x14
@@ -28,16 +36,41 @@ class IsaDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class MmioDevice:
+    """A device with `size` bytes of registers at `address`, and the interrupt input `gsi`."""
+
+    address: int
+    size: int
+    gsi: int
+    edge: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class FixedHardware:
-    """ACPI's fixed hardware (ACPI 6.5, 4.8.3): the ports of its registers, and the interrupt SCI."""
+    """ACPI's fixed hardware (ACPI 6.5, 4.8.3): the ports of its registers, and the interrupt SCI.
+
+    `s5` is the sleep type that switches off.
+    """
 
     pm1a_event: int
     pm1a_control: int
     pm_timer: int
     reset: int
     reset_value: int
+    s5: int
     sci: int
     timer_bits: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class SleepRegisters:
+    """What hardware-reduced ACPI has instead (ACPI 6.5, 4.8.3.7): the ports of a byte each, and the same numbers."""
+
+    control: int
+    status: int
+    reset: int
+    reset_value: int
+    s5: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +78,8 @@ class Platform:
     """A PC with local APICs, one IOAPIC and an ISA bus.
 
     `apic_ids` are those of the processors, the boot processor's first. `signature` and `features` are EAX and EDX of
-    CPUID leaf 1. `pci` says whether there is a host bridge with bus 0 behind it.
+    CPUID leaf 1. `pci` says whether there is a host bridge with bus 0 behind it, `pci_config` where its configuration
+    space is in memory (ECAM, 256 MiB), if it is. `virtio_mmio` are virtio devices of the MMIO transport.
     """
 
     apic_ids: tuple[int, ...] = (0,)
@@ -55,7 +89,9 @@ class Platform:
     keyboard: IsaDevice | None = None
     clock: IsaDevice | None = None
     pci: bool = False
-    power: FixedHardware | None = None
+    pci_config: int | None = None
+    power: FixedHardware | SleepRegisters | None = None
+    virtio_mmio: tuple[MmioDevice, ...] = ()
 
     @property
     def sci(self) -> int | None:

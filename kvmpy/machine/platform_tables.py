@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from kvmpy.boot.acpi import AcpiTables
 from kvmpy.boot.mp_table import MpTable
-from kvmpy.boot.platform import IsaDevice, Platform
+from kvmpy.boot.platform import FixedHardware, IsaDevice, MmioDevice, Platform, SleepRegisters
+from kvmpy.devices import I8042, AcpiPm, AcpiSleep, Cmos, Device, PciHostBridge, Uart16550
+from kvmpy.devices.acpi_pm import PM1_CONTROL, PM1_STATUS, PM_TIMER, RESET, RESET_VALUE, S5
 
 if TYPE_CHECKING:
     from kvmpy.boot.firmware_tables import FirmwareTables
@@ -19,8 +22,6 @@ __all__ = ["load_with_tables", "platform_of", "tables_of"]
 
 def platform_of(machine: Machine) -> Platform:
     """The processors of `machine` and the devices that are plugged in by now."""
-    from kvmpy.devices import I8042, Cmos, PciHostBridge, Uart16550
-
     devices = machine.devices
     first = machine.vcpus[0].get_cpuid().find(1)
     return Platform(
@@ -31,16 +32,53 @@ def platform_of(machine: Machine) -> Platform:
         keyboard=next((IsaDevice(0x60, each.irq) for each in devices if isinstance(each, I8042)), None),
         clock=next((IsaDevice(each.port, each.irq) for each in devices if isinstance(each, Cmos)), None),
         pci=any(isinstance(each, PciHostBridge) and each.present for each in devices),
+        power=_power(devices),
+        virtio_mmio=tuple(filter(None, map(_virtio_mmio, devices))),
     )
+
+
+def _power(devices: list[Device]) -> FixedHardware | SleepRegisters | None:
+    """ACPI's power management, by the first device that is any."""
+    for device in devices:
+        if isinstance(device, AcpiPm):
+            return FixedHardware(
+                pm1a_event=device.port + PM1_STATUS,
+                pm1a_control=device.port + PM1_CONTROL,
+                pm_timer=device.port + PM_TIMER,
+                timer_bits=device.timer_bits,
+                reset=device.port + RESET,
+                reset_value=RESET_VALUE,
+                s5=S5,
+                sci=device.irq,
+            )
+        if isinstance(device, AcpiSleep):
+            return SleepRegisters(
+                control=device.port + AcpiSleep.CONTROL,
+                status=device.port + AcpiSleep.STATUS,
+                reset=device.port + AcpiSleep.RESET,
+                reset_value=RESET_VALUE,
+                s5=S5,
+            )
+    return None
+
+
+def _virtio_mmio(device: Any) -> MmioDevice | None:
+    """Where a device of virtio's MMIO transport is. Known by its attributes: a machine without any loads none of it."""
+    if not hasattr(device, "linux_parameter"):
+        return None
+    return MmioDevice(device.address, device.size, device.gsi)
 
 
 def tables_of(machine: Machine) -> tuple[FirmwareTables, ...]:
     """The tables of `machine`. None without an irqchip: what they tell of is not there then."""
     if not machine.vm.irqchip:
         return ()
-    return (MpTable(platform_of(machine)),)
+    platform = platform_of(machine)
+    return MpTable(platform), AcpiTables(platform)
 
 
 def load_with_tables(machine: Machine, image: LinuxKernel | MultibootKernel) -> Entry:
-    """Load an image that `takes_tables`."""
+    """Load an image that `takes_tables`, and see to it that its kernel can switch the machine off."""
+    if machine.vm.irqchip and not any(isinstance(each, (AcpiPm, AcpiSleep)) for each in machine.devices):
+        machine.add(AcpiPm())
     return image.load(machine.memory, tables_of(machine))

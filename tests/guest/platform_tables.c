@@ -178,6 +178,26 @@ void kernel(u32 magic __attribute__((unused)), const u8 *information)
     outb(0x3f9, 0x02);
     await(0x44, "serial");
     outb(0x3f9, 0x00);
+    if (acpi) {
+        const u8 *fadt = acpi_table("FACP");
+        let_through(half(fadt + 46), 0x49);
+        u16 event = word(fadt + 56), control = word(fadt + 64), timer = word(fadt + 76);
+        u32 before = inl(timer);
+        while (inl(timer) == before) { }
+        print("counts\n");
+        outw(event + 2, 0x100);         /* PWRBTN_EN */
+        print("press\n");
+        await(0x49, "button");
+        say("status", inw(event));
+        outw(event, 0x100);
+        say("cleared", inw(event));
+        const u8 *dsdt = (const u8 *) word(fadt + 40);
+        check(dsdt, word(dsdt + 4), "DSDT");
+        const u8 *s5 = dsdt + 36;
+        while (!same(s5, "_S5_")) if (++s5 == dsdt + word(dsdt + 4)) fail("no _S5");
+        say("s5", s5[8]);               /* Package op, length, number of elements, a byte constant's prefix */
+        outw(control, 0x2000 | s5[8] << 10);
+    }
     print("done\n");
     leave(0);
 }
