@@ -5,6 +5,8 @@ The classes are imported when they are first named: `from kvmpy.devices import U
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from kvmpy.devices.acpi_pm import AcpiPm as AcpiPm
+    from kvmpy.devices.acpi_pm import AcpiSleep as AcpiSleep
     from kvmpy.devices.cmos import Cmos as Cmos
     from kvmpy.devices.console_output import ConsoleOutput as ConsoleOutput
     from kvmpy.devices.console_output import ExpectTimeout as ExpectTimeout
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "I8042",
+    "AcpiPm",
+    "AcpiSleep",
     "Board",
     "Cmos",
     "ConsoleOutput",
@@ -48,6 +52,8 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "AcpiPm": "acpi_pm",
+    "AcpiSleep": "acpi_pm",
     "Board": "device",
     "Cmos": "cmos",
     "ConsoleOutput": "console_output",
