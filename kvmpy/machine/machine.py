@@ -10,6 +10,7 @@ from kvmpy.errors import ClosedError, UsageError
 from kvmpy.kvm import Kvm, Vcpu, Vm
 from kvmpy.machine.board import MachineBoard
 from kvmpy.machine.bus import Bus
+from kvmpy.machine.cpu_model import CpuModel
 from kvmpy.machine.device_lock import as_it_is, one_at_a_time
 from kvmpy.machine.host_events import HostEvents
 from kvmpy.machine.interrupts import check_not_in_kernel
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
     from kvmpy.devices.console_output import ConsoleOutput
     from kvmpy.devices.device import ReadHandler, WriteHandler
     from kvmpy.devices.host_input import HostInput
+    from kvmpy.machine.cpu_model import Cpu
     from kvmpy.machine.host_timer import HostTimer
     from kvmpy.machine.outcome import Outcome
     from kvmpy.memory import GuestMemory
     from kvmpy.virtio.device import VirtioDevice
-    from kvmpy.x86.cpuid import CpuidTable
 
     D = TypeVar("D", bound=Device | VirtioDevice)
 
@@ -49,7 +50,11 @@ class Machine(Running):
 
     With `irqchip` (the default) it has a PC's interrupt controllers and timer inside KVM: PICs, IOAPIC, local APICs,
     PIT; processors other than the first wait for INIT and SIPI. Without, HLT ends the run at once and devices cannot
-    interrupt. `cpuid` is what CPUID answers, by default all that the host supports.
+    interrupt.
+
+    `cpu` is what the processors are: "host", all that the host supports; "portable" or "plain"; a
+    `kvmpy.x86.cpu_templates.CpuTemplate`, or a dict that describes one; or a `kvmpy.x86.cpuid.CpuidTable`, which is
+    taken as it is but for APIC ids.
 
     Plug devices in with `add`, `map_ports` and `map_mmio`, load an image with `load`, and `run`.
     `vm`, `vcpus` and `memory` are the things below it.
@@ -61,13 +66,14 @@ class Machine(Running):
         vcpus: int = 1,
         *,
         irqchip: bool = True,
-        cpuid: "CpuidTable | None" = None,
+        cpu: "Cpu" = "host",
         kvm: Kvm | None = None,
     ) -> None:
         if not isinstance(vcpus, int) or vcpus < 1:
             raise UsageError(f"a machine needs at least one vCPU, not {vcpus!r}")
         if not isinstance(memory, int):
             raise UsageError(f"memory is a number of bytes, such as 16 * MiB, not {memory!r}")
+        self._cpu = CpuModel(cpu)
         self._owns_kvm = kvm is None
         self.kvm = kvm if kvm is not None else Kvm()
         self.ports = Bus("port", 1 << 16)
@@ -100,16 +106,14 @@ class Machine(Running):
             self.vm.add_ram(0, size=min(memory, _RAM_HOLE))
             if memory > _RAM_HOLE:
                 self.vm.add_ram(_FOUR_GIB, size=memory - _RAM_HOLE)
-            self._runners = [self._create_runner(cpuid) for _ in range(vcpus)]
+            self._runners = [self._create_runner(vcpus) for _ in range(vcpus)]
         except BaseException:
             self.close()
             raise
 
-    def _create_runner(self, cpuid: "CpuidTable | None") -> VcpuRunner:
-        from kvmpy.machine.cpu_model import set_cpuid
-
+    def _create_runner(self, count: int) -> VcpuRunner:
         vcpu = self.vm.create_vcpu()
-        set_cpuid(vcpu, cpuid)
+        self._cpu.set_up(vcpu, count, bool(self.vm.irqchip))
         return VcpuRunner(vcpu, self._control, self.ports, self.mmio, self._guard)
 
     def close(self) -> None:

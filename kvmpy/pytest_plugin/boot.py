@@ -18,7 +18,7 @@ from kvmpy.pytest_plugin.machines import FixtureMachine, KvmMachine
 if TYPE_CHECKING:
     from kvmpy.boot import Image
     from kvmpy.devices import Device
-    from kvmpy.x86.cpuid import CpuidTable
+    from kvmpy.machine.cpu_model import Cpu
 
 __all__ = ["BootResult", "KvmBoot", "image_of"]
 
@@ -62,7 +62,7 @@ class KvmBoot:
         memory: int = 16 << 20,
         vcpus: int = 1,
         irqchip: bool = True,
-        cpuid: CpuidTable | None = None,
+        cpu: Cpu = "host",
         devices: Iterable[Device] = (),
         timeout: float | None = None,
         until: str | bytes | None = None,
@@ -72,7 +72,7 @@ class KvmBoot:
 
         `image` is an image of `kvmpy.boot`, a program of `kvm_guest_asm` or `kvm_guest_c`, or the bytes or the path of
         an ELF file or a flat binary (a boot sector, or code for 0x1000). `options` go to the image that is made of
-        them: `mode`, `ring`, `stack`, `entry`, `address` and so on. `memory`, `vcpus`, `irqchip` and `cpuid` are those
+        them: `mode`, `ring`, `stack`, `entry`, `address` and so on. `memory`, `vcpus`, `irqchip` and `cpu` are those
         of `kvmpy.Machine`; `devices` are plugged in besides those of `kvm_machine`.
 
         With `timeout`, a run of so many seconds is an outcome like any other (End.TIMEOUT). The test's own deadline,
@@ -80,7 +80,7 @@ class KvmBoot:
         text (what it wrote meanwhile may follow); a guest that ends without fails the test.
         """
         __tracebackhide__ = True
-        guest = self._machines(memory, vcpus, irqchip=irqchip, cpuid=cpuid)
+        guest = self._machines(memory, vcpus, irqchip=irqchip, cpu=cpu)
         for device in devices:
             guest.add(device)
         guest.load(image_of(image, **options))

@@ -115,7 +115,7 @@ class KvmMachine:
         self._machines = ExitStack()
 
     def __call__(self, memory: int = 16 << 20, vcpus: int = 1, **options: Any) -> FixtureMachine:
-        """A machine. `memory` in bytes; `options` are those of `kvmpy.Machine`: `irqchip`, `cpuid`, `kvm`."""
+        """A machine. `memory` in bytes; `options` are those of `kvmpy.Machine`: `irqchip`, `cpu`, `kvm`."""
         machine = self._machines.enter_context(FixtureMachine(self._guests, memory, vcpus, **options))
         self._guests.add_machine(machine)
         return machine
