@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from kvmpy._value import field, frozen
 
 __all__ = ["KINDS", "TraceEvent"]
 
@@ -22,7 +22,7 @@ KINDS = {
 """The kinds of events."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TraceEvent:
     """One event. Times are nanoseconds of a clock that only goes forward (CLOCK_MONOTONIC).
 
