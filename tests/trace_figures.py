@@ -3,7 +3,8 @@
     PYTHONPATH=tests:. python tests/trace_figures.py [EVENTS]
 
 Writing is all that happens after a run loop has told the tracer, with the telling. Opening is json.load for Perfetto's
-file, for JSON lines the two ways of docs/tracing.md, and for the page the time that its script takes in headless Chromium.
+file, for JSON lines each of the two ways of docs/tracing.md, and for the page the time that its script takes in
+headless Chromium.
 """
 
 from __future__ import annotations
