@@ -72,6 +72,9 @@ class VcpuRunner:
         self.loop = RunLoop(vcpu, ports, mmio, attend=self._attend, other=self._other, guard=guard)
         self._ports, self._mmio, self._guard = ports, mmio, guard
         self._tick = 0.0
+        """Seconds between two ticks."""
+        self._due = 0.0
+        """When the next one comes, by time.monotonic()."""
 
     def run(self) -> None:
         """Run until the machine leaves its run; raises what a handler raised."""
@@ -99,6 +102,7 @@ class VcpuRunner:
 
             self.loop.queue = CoalescedRing(vcpu)
         self._tick = _FIRST_TICK
+        self._due = time.monotonic() + _FIRST_TICK
         self._arm()
         if self.inspector is not None:
             self.inspector.before_entry(self)
@@ -152,23 +156,27 @@ class VcpuRunner:
             kicked = vcpu.take_kick()
             if control.leaving:
                 return True
-            if control.deadline is not None and time.monotonic() >= control.deadline:
+            now = time.monotonic()
+            ticked = not kicked or now >= self._due  # kicks, however many, do not put a tick off
+            if control.deadline is not None and now >= control.deadline:
                 place = f"vCPU {vcpu.id} is at rip {vcpu.regs.rip:#x}"
                 message = f"the guest did not end within {control.timeout:g} seconds; {place}"
                 control.finish(Outcome(End.TIMEOUT, message, vcpu=vcpu.id))
                 return True
             if control.must_stand(vcpu):
                 control.park(vcpu)
-            elif not kicked or control.counting:
+            elif ticked or control.counting:
                 self._look_whether_idle()
-            if self.repairs_ring3_entry and not kicked and not control.leaving:
+            if self.repairs_ring3_entry and ticked and not control.leaving:
                 self._look_after_ring3_entry()
             while self._posted and not control.leaving:
                 self._posted.popleft()()
             if not control.leaving:
                 if self.inspector is not None:
                     self.inspector.before_entry(self)
-                self._tick = min(2 * self._tick, HEARTBEAT)
+                if ticked:
+                    self._tick = min(2 * self._tick, HEARTBEAT)
+                    self._due = now + self._tick
                 self._arm()  # also because another thread may have used the vCPU, and its timer, in a pause
             return control.leaving or self.observer is not self._observed_by
         if number == errno.EAGAIN:  # a processor that waited for INIT or SIPI got one: enter it again
@@ -181,7 +189,7 @@ class VcpuRunner:
         # Queued writes must not wait for an exit that may never come.
         ticks = self.vcpu.vm.irqchip or self.loop.queue is not None
         if ticks or threading.current_thread() is threading.main_thread():
-            needs.append(self._tick)
+            needs.append(max(self._due - time.monotonic(), 1e-6))
         if self.control.deadline is not None:
             needs.append(max(self.control.deadline - time.monotonic(), 1e-6))
         if needs:
