@@ -142,6 +142,10 @@ class Initramfs:
         parts += _record(_TRAILER, 0, 0, b"", (0, 0))
         return b"".join(parts)
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is an entry of that name."""
+        return isinstance(name, str) and name.strip("/") in self._entries
+
     def __repr__(self) -> str:
         return f"<Initramfs of {len(self._entries)} entries>"
 

@@ -20,6 +20,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "doctor": "say what this host's KVM can do, and what to do about what it cannot",
     "run": "run a flat binary, an ELF file or a firmware image",
+    "boot": "boot Linux or a Multiboot kernel, with its console on this terminal",
     "trace": "run it and write down what the guest does",
     "shell": "open a Python prompt before it: step, look, change, go on",
     "bench": "measure exits, starts and kicks against a C loop",

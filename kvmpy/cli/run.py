@@ -28,17 +28,27 @@ from kvmpy.cli.run_report import (
     exit_status,
     status_of,
 )
-from kvmpy.cli.small_pc import SmallPc, add_image_arguments, add_machine_arguments, say
+from kvmpy.cli.small_pc import ProgramPc, add_image_arguments, add_machine_arguments, say
 from kvmpy.errors import KvmError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kvmpy.cli.small_pc import SmallPc
     from kvmpy.machine import Machine, Outcome
 
     Around = Callable[[Machine], contextlib.AbstractContextManager[object]]
 
-__all__ = ["EPILOG", "STATUSES", "add_arguments", "add_run_arguments", "run", "run_guest"]
+__all__ = [
+    "EPILOG",
+    "KEYS",
+    "STATUSES",
+    "add_arguments",
+    "add_report_arguments",
+    "add_run_arguments",
+    "run",
+    "run_guest",
+]
 
 STATUSES = f"""\
 exit status:
@@ -54,11 +64,14 @@ exit status:
 """
 """For the help of all commands that run a guest."""
 
-EPILOG = f"""\
+KEYS = """\
 keys, when standard input is a terminal (which is then in raw mode: Ctrl-C goes to the guest):
   Ctrl-A x       end the run              Ctrl-A h       list the keys
   Ctrl-A b       send a break             Ctrl-A Ctrl-A  send Ctrl-A
+"""
 
+EPILOG = f"""\
+{KEYS}
 {STATUSES}
 examples:
   kvmpy run boot.img                        a boot sector: 512 bytes that end in 55 AA, at 0x7C00
@@ -78,7 +91,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Those that every command has which runs a guest to its end."""
     add_image_arguments(parser)
-    machine = add_machine_arguments(parser)
+    add_report_arguments(parser, add_machine_arguments(parser))
+
+
+def add_report_arguments(parser: argparse.ArgumentParser, machine: argparse._ArgumentGroup) -> None:
+    """How long a run may take, and what is said about it."""
     machine.add_argument(
         "--timeout", type=seconds, metavar="SECONDS", help=f"end the run after so long, with status {TIMED_OUT}"
     )
@@ -103,14 +120,16 @@ def run(args: argparse.Namespace) -> int:
     return run_guest(args, lambda machine: looking_into(args, machine))
 
 
-def run_guest(args: argparse.Namespace, around: Around | None = None) -> int:
-    """Run the guest within the context `around(machine)`, report, and answer the exit status."""
+def run_guest(
+    args: argparse.Namespace, around: Around | None = None, pc: Callable[[argparse.Namespace], SmallPc] = ProgramPc
+) -> int:
+    """Run the guest of `pc(args)` within the context `around(machine)`, report, and answer the exit status."""
     report: TextIO | None = sys.stderr if args.json == "-" else None
     with contextlib.ExitStack() as stack:
         try:
             if args.json not in (None, "-"):  # first: a run whose report cannot be written is not begun
                 report = stack.enter_context(open(args.json, "w", encoding="utf-8"))
-            status, data = _run(args, around)
+            status, data = _run(pc(args), args, around)
         except (KvmError, UsageError, OSError) as error:
             if isinstance(error, BrokenPipeError) or args.debug:
                 raise
@@ -126,8 +145,8 @@ def run_guest(args: argparse.Namespace, around: Around | None = None) -> int:
     return status
 
 
-def _run(args: argparse.Namespace, around: Around | None) -> tuple[int, dict[str, Any]]:
-    with SmallPc(args) as pc:
+def _run(pc: SmallPc, args: argparse.Namespace, around: Around | None) -> tuple[int, dict[str, Any]]:
+    with pc:
         if args.verbose:
             say(f"{pc.image!r}")
             for loaded in pc.entry.ranges:
@@ -148,6 +167,8 @@ def _report(args: argparse.Namespace, machine: Machine, outcome: Outcome, took: 
             print(outcome.report, file=sys.stderr)
     elif not outcome.ok and args.json != "-":
         say(str(outcome))
+        if outcome.console and not sys.stdout.isatty():  # else it is in sight
+            print(outcome.console, file=sys.stderr)
     if outcome.report is not None and getattr(args, "crash_report", None) is not None:
         write_crash_report(args.crash_report, outcome.report)
     if args.stats:

@@ -66,12 +66,14 @@ def as_data(outcome: Outcome, machine: Machine, seconds: float) -> dict[str, Any
             "code": outcome.code,
             "message": outcome.message,
             "vcpu": outcome.vcpu,
+            "console": outcome.console,
         },
         "seconds": round(seconds, 6),
         "statistics": {
             "accesses": [_access(access) for access in statistics.accesses],
             "unclaimed": [_access(access) for access in statistics.unclaimed],
             "exits": statistics.exits,
+            "completed": statistics.completed,
             "devices": device_counters(machine),
         },
     }

@@ -15,12 +15,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from kvmpy.cli.run_report import IMAGE_REFUSED, NO_KVM, OTHER_ERROR, status_of
-from kvmpy.cli.small_pc import SmallPc, add_image_arguments, add_machine_arguments, say
+from kvmpy.cli.small_pc import ProgramPc, add_image_arguments, add_machine_arguments, say
 from kvmpy.errors import KvmError, UsageError
 
 if TYPE_CHECKING:
     from kvmpy.cli.prompt_console import PromptConsole
-    from kvmpy.machine import Outcome
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
@@ -57,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Open the prompt; answers the exit status that `EPILOG` describes."""
     try:
-        pc = SmallPc(args)
+        pc = ProgramPc(args)
         with pc:
             return _converse(pc, args)
     except (KvmError, UsageError, OSError) as error:
@@ -69,26 +68,18 @@ def run(args: argparse.Namespace) -> int:
         return status_of(error)
 
 
-def _converse(pc: SmallPc, args: argparse.Namespace) -> int:
-    from kvmpy.cli import absent_bios
+def _converse(pc: ProgramPc, args: argparse.Namespace) -> int:
     from kvmpy.cli.guest_output import GuestOutput
     from kvmpy.cli.prompt_console import PromptConsole
     from kvmpy.debug.prompt import GuestPrompt
-    from kvmpy.devices import DebugConsole
     from kvmpy.machine import End, Outcome
 
     machine = pc.machine
-
-    def explained(outcome: Outcome) -> Outcome:
-        return outcome if args.firmware else absent_bios.explained(outcome, machine)
-
     output = GuestOutput()
     pc.serial.connect_sink(output.write)
     if args.debug_console is None:
-        for device in machine.devices:
-            if isinstance(device, DebugConsole):
-                device.connect_sink(output.write)
-    prompt = GuestPrompt(machine, explained)
+        machine.debug_console.connect_sink(output.write)
+    prompt = GuestPrompt(machine, pc.explained)
     if prompt.trouble:
         say(f"without symbols: {prompt.trouble}")
     names: dict[str, Any] = {"console": pc.serial, "End": End, "Outcome": Outcome}

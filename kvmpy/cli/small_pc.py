@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 
     from kvmpy.boot import Entry, Image
     from kvmpy.devices import Uart16550
-    from kvmpy.machine import Machine, Outcome
+    from kvmpy.machine import Outcome
+    from kvmpy.machine.pc import Pc
 
-__all__ = ["ImageUnreadable", "SmallPc", "add_image_arguments", "add_machine_arguments", "say"]
+__all__ = [
+    "ImageUnreadable", "ProgramPc", "SmallPc", "add_image_arguments", "add_machine_arguments", "say",
+    "to_standard_output",
+]  # fmt: skip
 
 MODES = ("real", "protected16", "protected", "long")
 
@@ -57,11 +61,15 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_machine_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+def add_machine_arguments(parser: argparse.ArgumentParser, memory: int = 16 << 20) -> argparse._ArgumentGroup:
     """What it runs on; answers the group, for more of the kind."""
     machine = parser.add_argument_group("the machine")
     machine.add_argument(
-        "--memory", type=size, default=16 << 20, metavar="SIZE", help="RAM, such as 512K, 16M (the default) or 2G"
+        "--memory",
+        type=size,
+        default=memory,
+        metavar="SIZE",
+        help=f"RAM, such as 512K, 2G or {memory >> 20}M (the default)",
     )
     machine.add_argument(
         "--cpus", type=count, default=1, metavar="N", help="processors; all but the first wait for INIT and SIPI"
@@ -85,35 +93,54 @@ class SmallPc:
     def __init__(self, args: argparse.Namespace) -> None:
         if args.cpus > 0x100:
             raise UsageError(f"--cpus is at most 256, not {args.cpus}: a PC's CMOS cannot say more")
-        if args.floppy is not None and not args.firmware:
-            raise UsageError("--floppy goes with --firmware: IMAGE is then SeaBIOS, such as Debian's bios.bin")
+        self.args = args
         try:
-            self.image = _choose_image(args)
-            self._floppy = None if args.floppy is None else _read_floppy(args.floppy)
+            self.image = self.open_image()
         except OSError as error:
             raise ImageUnreadable(error.errno, error.strerror, error.filename) from error
-        self._args = args
         self._stack = contextlib.ExitStack()
-        self.machine: Machine
-        self.serial: Uart16550
-        """COM1."""
+        self.machine: Pc
         self.entry: Entry
-        self._without_bios = False
+
+    @property
+    def serial(self) -> Uart16550:
+        """COM1."""
+        return self.machine.serial
 
     def __enter__(self) -> Self:
-        from kvmpy.cli import absent_bios
         from kvmpy.kvm import Kvm
-        from kvmpy.machine import Machine
+        from kvmpy.machine.pc import Pc
 
-        args = self._args
+        args = self.args
         with self._stack as stack:
             kvm = stack.enter_context(Kvm(args.device))
-            self.machine = stack.enter_context(Machine(args.memory, args.cpus, kvm=kvm))
-            self.serial = _plug_in_devices(self.machine, args, self._floppy, stack)
-            self.entry = self.machine.load(self.image)
-            self._without_bios = not args.firmware and absent_bios.install(self.machine.memory, self.entry)
+            debug_sink: Any = to_standard_output
+            if args.debug_console is not None:
+                debug_sink = sys.stderr.buffer
+                if args.debug_console != "-":
+                    debug_sink = stack.enter_context(open(args.debug_console, "wb"))
+            pc = Pc(args.memory, args.cpus, kvm=kvm, sink=to_standard_output, debug_sink=debug_sink)
+            self.machine = stack.enter_context(pc)
+            if args.debug_console is not None:
+                from kvmpy.devices import DebugConsole
+
+                # Not by default: what SeaBIOS says on COM1 it says here too, and the two would be mixed.
+                pc.add(DebugConsole(0x402, sink=debug_sink))
+            self.load()
             self._stack = stack.pop_all()
         return self
+
+    def open_image(self) -> Image:
+        """What is to be run, found and checked before there is a machine."""
+        raise NotImplementedError
+
+    def load(self) -> None:
+        """Put it into the machine."""
+        self.entry = self.machine.load(self.image)
+
+    def explained(self, outcome: Outcome) -> Outcome:
+        """How the guest ended, if more can be said of it than the machine does."""
+        return outcome
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -122,11 +149,8 @@ class SmallPc:
 
     def run(self, timeout: float | None) -> Outcome:
         """Run the guest with standard input on its serial line, until it ends."""
-        from kvmpy.cli import absent_bios
-
         with self.console():
-            outcome = self.machine.run(timeout)
-        return absent_bios.explained(outcome, self.machine) if self._without_bios else outcome
+            return self.explained(self.machine.run(timeout))
 
     @contextlib.contextmanager
     def console(self) -> Iterator[None]:
@@ -159,13 +183,50 @@ class SmallPc:
             yield
 
 
+class ProgramPc(SmallPc):
+    """The machine of `kvmpy run`: a program of one's own, or a firmware."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        if args.floppy is not None and not args.firmware:
+            raise UsageError("--floppy goes with --firmware: IMAGE is then SeaBIOS, such as Debian's bios.bin")
+        super().__init__(args)
+        self._without_bios = False
+
+    def open_image(self) -> Image:
+        """The loader for the file, by --firmware, by its magic number, or else flat; and the floppy."""
+        args = self.args
+        self._floppy = None if args.floppy is None else _read_floppy(args.floppy)
+        return _choose_image(args)
+
+    def load(self) -> None:
+        args, machine = self.args, self.machine
+        if args.firmware:
+            from kvmpy.devices import FwCfg
+
+            configuration = machine.add(FwCfg(cpus=args.cpus, ram_size=args.memory, memory=machine.memory))
+            if self._floppy is not None:
+                configuration.add_floppy(self._floppy)
+        super().load()
+        if not args.firmware:
+            from kvmpy.cli import absent_bios
+
+            self._without_bios = absent_bios.install(machine.memory, self.entry)
+
+    def explained(self, outcome: Outcome) -> Outcome:
+        """A guest that called the BIOS, which is not there, is told so."""
+        if not self._without_bios:
+            return outcome
+        from kvmpy.cli import absent_bios
+
+        return absent_bios.explained(outcome, self.machine)
+
+
 def say(text: str) -> None:
     """A line for people, on standard error."""
     print(f"kvmpy: {text}", file=sys.stderr, flush=True)
 
 
 def _choose_image(args: argparse.Namespace) -> Image:
-    """The loader for the file: by --firmware, by its magic number, or else flat."""
     from kvmpy.boot import ElfImage, FirmwareImage, FlatImage
 
     if args.firmware:
@@ -198,35 +259,7 @@ def _read_floppy(path: str) -> bytes:
     return file.read_all()
 
 
-def _plug_in_devices(
-    machine: Machine, args: argparse.Namespace, floppy: bytes | None, stack: contextlib.ExitStack
-) -> Uart16550:
-    from kvmpy.devices import I8042, Cmos, DebugConsole, DebugExit, FwCfg, PciHostBridge, PostPort, Uart16550
-
-    debug_sink: Any = _to_standard_output
-    if args.debug_console is not None:
-        debug_sink = sys.stderr.buffer
-        if args.debug_console != "-":
-            debug_sink = stack.enter_context(open(args.debug_console, "wb"))  # noqa: SIM115
-        # Not by default: what SeaBIOS says on COM1 it says here too, and the two would be mixed.
-        machine.add(DebugConsole(0x402, sink=debug_sink))
-    below = sum(region.size for region in machine.memory.regions if region.end <= 1 << 32)
-    above = args.memory - below
-    serial = machine.add(Uart16550(sink=_to_standard_output))
-    machine.add(DebugConsole(0xE9, sink=debug_sink))
-    machine.add(PostPort())
-    machine.add(DebugExit())
-    machine.add(I8042())
-    machine.add(Cmos(memory_below_4g=below, memory_above_4g=above, cpus=args.cpus))
-    if args.firmware:
-        machine.add(PciHostBridge())
-        configuration = machine.add(FwCfg(cpus=args.cpus, ram_size=args.memory, memory=machine.memory))
-        if floppy is not None:
-            configuration.add_floppy(floppy)
-    return serial
-
-
-def _to_standard_output(data: bytes) -> None:
+def to_standard_output(data: bytes) -> None:
     """Unbuffered: what the guest has written is on the terminal when the process is killed."""
     while data:
         data = data[os.write(1, data) :]

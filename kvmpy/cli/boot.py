@@ -1,0 +1,106 @@
+"""Boot a kernel: Linux (bzImage or vmlinux) or Multiboot, told by its header. Without KERNEL, the newest under /boot.
+
+The machine is a PC: COM1 is the console, on this terminal; port 0xE9 writes there, too. There are keyboard controller,
+CMOS clock, PCI host bridge, KVM's interrupt controllers and timer, pvpanic, and a debug-exit port at 0xF4. A kernel
+that panics ends the run, with status 126.
+
+Linux hands the size of the window (LINES, COLUMNS) and TERM to init. A shell in the guest asks for a new size by
+`resize`, or is told it: `stty rows 40 cols 120`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from kvmpy.cli.inspection_options import add_inspection_arguments, looking_into
+from kvmpy.cli.kernel_choice import add_kernel_arguments, newest_kernel, open_kernel
+from kvmpy.cli.progress import Progress
+from kvmpy.cli.run import KEYS, STATUSES, add_report_arguments, run_guest
+from kvmpy.cli.small_pc import SmallPc, add_machine_arguments, say, to_standard_output
+
+if TYPE_CHECKING:
+    import argparse
+
+    from kvmpy.boot import LinuxKernel, MultibootKernel
+    from kvmpy.machine import Outcome
+
+__all__ = ["EPILOG", "BootPc", "add_arguments", "run"]
+
+EPILOG = f"""\
+{KEYS}
+{STATUSES}
+examples:
+  kvmpy boot vmlinuz --init root/ --timeout 600
+  kvmpy boot vmlinuz --initrd initrd.img --append "root=/dev/ram0 quiet" --cpus 2 --memory 1G
+  kvmpy boot kernel.elf --module disk.img=/dev/ram    a Multiboot kernel
+"""
+
+_MEMORY = 256 << 20
+"""Enough for the kernels and initrds of distributions."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `kvmpy boot`."""
+    parser.usage = "kvmpy boot [options] [KERNEL]"
+    add_kernel_arguments(parser)
+    machine = add_machine_arguments(parser, memory=_MEMORY)
+    add_report_arguments(parser, machine)
+    add_inspection_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Boot the kernel; answers the exit status that `EPILOG` describes."""
+    return run_guest(args, lambda machine: looking_into(args, machine), BootPc)
+
+
+class BootPc(SmallPc):
+    """The machine of `kvmpy boot`."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._progress = Progress()
+        try:
+            super().__init__(args)
+        finally:
+            self._progress.end()
+
+    def open_image(self) -> LinuxKernel | MultibootKernel:
+        """The kernel, unpacked."""
+        path = self.args.kernel
+        if path is None:
+            path = str(newest_kernel())
+            say(f"boots {path}, the newest kernel there")
+        self._progress.phase(f"opening {path}")
+        return open_kernel(path, self.args, _window())
+
+    def run(self, timeout: float | None) -> Outcome:
+        """Run it; as long as it is silent, tell how long that has been."""
+        machine, progress = self.machine, Progress()
+
+        def first(data: bytes) -> None:
+            progress.end()
+            for console in (machine.serial, machine.debug_console):
+                if self.args.debug_console is None or console is machine.serial:
+                    console.connect_sink(to_standard_output)
+            to_standard_output(data)
+
+        machine.serial.connect_sink(first)
+        if self.args.debug_console is None:
+            machine.debug_console.connect_sink(first)
+        progress.phase("the kernel has said nothing yet")
+        try:
+            return super().run(timeout)
+        finally:
+            progress.end()
+
+
+def _window() -> dict[str, str]:
+    """The size of the window and the kind of terminal, as the environment of a program has it; nothing without one."""
+    if not (os.isatty(0) and os.isatty(1)):
+        return {}
+    size = os.get_terminal_size(1)
+    found = {"LINES": str(size.lines), "COLUMNS": str(size.columns)} if size.lines and size.columns else {}
+    term = os.environ.get("TERM", "")
+    if term not in ("", "dumb"):
+        found["TERM"] = term
+    return found
