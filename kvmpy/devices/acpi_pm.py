@@ -168,17 +168,18 @@ class AcpiPm(_SwitchesOff):
         return (self._now() - self._started) * FREQUENCY // SECOND
 
     def _look(self) -> None:
-        """Note a change of the timer's highest bit."""
+        """Note a change of the timer's highest bit, and interrupt for it."""
         halves = self._ticks() >> self.timer_bits - 1
         if halves != self._halves:
             self._halves = halves
             self._status |= _TMR
+            self._update()
 
     def poll(self) -> None:
         """Interrupt for the timer, if its time has come. The board's timer calls it."""
         with self._lock:
             self._look()
-            self._update()
+            self._update()  # also when it was called too early: the alarm has to be set again
 
     def _update(self) -> None:
         """Drive the interrupt line, and have the next change of the timer's highest bit noticed, if it interrupts."""

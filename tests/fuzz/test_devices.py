@@ -14,6 +14,8 @@ from device_board import RecordingBoard
 from fuzz_settings import DEVICE_EXAMPLES, PROFILE, PROPERTY_EXAMPLES
 from kvmpy.devices import (
     I8042,
+    AcpiPm,
+    AcpiSleep,
     Cmos,
     DebugConsole,
     DebugExit,
@@ -82,6 +84,9 @@ DEVICES: dict[str, Callable[[Clock], Device]] = {
     "I8042": lambda clock: I8042(),
     "Cmos": lambda clock: Cmos(now=clock.seconds, memory_below_4g=1 << 30),
     "Pit8254": lambda clock: Pit8254(now=clock.nanoseconds),
+    "AcpiPm": lambda clock: AcpiPm(now=clock.nanoseconds),
+    "AcpiPm, 24 bits": lambda clock: AcpiPm(timer_bits=24, now=clock.nanoseconds),
+    "AcpiSleep": lambda clock: AcpiSleep(),
     "PciHostBridge": lambda clock: PciHostBridge(),
     "PciHostBridge, absent": lambda clock: PciHostBridge(present=False),
     "FwCfg": fw_cfg,
@@ -154,6 +159,11 @@ class Bench:
             device.press(bytes([value]))
         elif isinstance(device, Cmos):
             device.poll()
+        elif isinstance(device, AcpiPm):
+            if value & 1:
+                device.press_power_button()
+            else:
+                device.poll()
         elif isinstance(device, Pit8254):
             due = device.poll()
             return None if due is None else due - self.clock.ns
