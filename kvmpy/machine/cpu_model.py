@@ -48,6 +48,8 @@ class CpuModel:
         """None: all that the host supports."""
         self.table: CpuidTable | None = None
         """What CPUID answers but for APIC ids, when the caller says it all."""
+        self.msrs: dict[int, int] = {}
+        """MSRs that begin with another value than KVM's."""
         if isinstance(cpu, str) and cpu == "host":
             return
         from kvmpy.x86 import cpuid
@@ -59,12 +61,13 @@ class CpuModel:
 
         template = cpu_template(cpu)
         self.template = None if template == HOST else template
+        self.msrs = dict(template.msrs)
 
     def set_up(self, vcpu: Vcpu, count: int, irqchip: bool) -> None:
         """Give a vCPU, one of `count`, its CPUID and MSRs. KvmError for an MSR that KVM refuses."""
         vcpu.ioctl("KVM_SET_CPUID2", self._cpuid(vcpu, count, irqchip))
-        if self.template is not None and self.template.msrs:
-            vcpu.set_msrs(dict(self.template.msrs))
+        if self.msrs:
+            vcpu.set_msrs(self.msrs)
 
     def _cpuid(self, vcpu: Vcpu, count: int, irqchip: bool) -> "kvm_cpuid2":
         if self.table is not None:

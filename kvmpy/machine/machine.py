@@ -249,7 +249,8 @@ class Machine(Running):
     def load(self, image: "Image") -> "Entry":
         """Put an image into memory and set the first processor to its start. Raises ImageError when it does not fit.
 
-        A kernel of an operating system gets tables that describe the machine, so devices are to be added before.
+        A kernel of an operating system gets tables that describe the machine, so devices are to be added before, and
+        processors as a firmware leaves them (`kvmpy.machine.firmware_settings`).
         """
         if not hasattr(image, "memory_needs"):
             raise UsageError(f"load() takes an image, such as FlatImage(...) or ElfImage(...), not {image!r:.60}")
@@ -268,6 +269,10 @@ class Machine(Running):
             self.entry = image.load(self.memory)
         self.image, self._symbols, self._lines = image, None, None
         self._runners[0].start_at(self.entry.state)
+        if hasattr(image, "takes_tables"):  # a kernel, which no firmware starts here
+            from kvmpy.machine.firmware_settings import set_as_firmware
+
+            set_as_firmware(self.vm, self._cpu.msrs)
         return self.entry
 
     def watch_for_panic(
