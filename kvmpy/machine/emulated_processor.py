@@ -190,8 +190,9 @@ class InstructionCompletion:
         rip = cpu.general[_RIP]
         try:
             code = self._code(cpu, failure.instruction, rip + base)
-            self.counts[perform(cpu, code, bits).name] += 1
-            if cpu.has_extended_state:
+            row = perform(cpu, code, bits)
+            self.counts[row.name] += 1
+            if cpu.has_extended_state and not row.leaves:
                 self._go_on(cpu, bits, base, rip, code, debug)
         except (UnknownInstruction, TruncatedInstruction):
             return False
@@ -227,7 +228,10 @@ class InstructionCompletion:
                 known = _is_known(code, bits)
             if not known or code[0] == _INT3:  # perhaps a breakpoint: KVM's exit brings it to who put it there
                 return
-            self.counts[perform(cpu, code, bits).name] += 1
+            row = perform(cpu, code, bits)
+            self.counts[row.name] += 1
+            if row.leaves:
+                return
             code = code[general[_RIP] - rip :]
 
     def _code(self, cpu: EmulatedProcessor, reported: bytes, linear: int) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from kvmpy.x86.emulator import (
     bit_manipulation,
+    far_return,
     locked,
     software_interrupts,
     system,
@@ -35,8 +36,8 @@ __all__ = [
 ]  # fmt: skip
 
 _FAMILIES = (
-    bit_manipulation, locked, software_interrupts, system, vector_512, vector_cipher, vector_elements, vector_integer,
-    vector_moves, vector_shifts, vector_shuffles, x87_control, x87_environment, x87_moves, xsave,
+    bit_manipulation, far_return, locked, software_interrupts, system, vector_512, vector_cipher, vector_elements,
+    vector_integer, vector_moves, vector_shifts, vector_shuffles, x87_control, x87_environment, x87_moves, xsave,
 )  # fmt: skip
 """The modules whose rows make the table."""
 
@@ -49,8 +50,8 @@ def perform(cpu: Processor, code: bytes, bits: int) -> Row:
 
     Registers change in `cpu.general`, `cpu.sregs` and `cpu.extended_state()`; memory at once. Raises GuestException or
     SoftwareInterrupt for the event that the guest is to get; nothing has changed then, except that RIP is behind the
-    instruction for a SoftwareInterrupt. Raises UnknownInstruction where the table has no row, TruncatedInstruction
-    when `code` ends too soon.
+    instruction for a SoftwareInterrupt. Raises UnknownInstruction where the table has no row, or none for what the
+    instruction would do here, TruncatedInstruction when `code` ends too soon.
     """
     row, it = decode(code, bits)
     if it.lock and not (row.lockable and it.memory is not None):
@@ -58,14 +59,15 @@ def perform(cpu: Processor, code: bytes, bits: int) -> Row:
     general = cpu.general
     following = general[RIP] + it.length & (1 << bits if bits == 64 else 1 << 32) - 1
     before = list(general)
+    operands = Operands(cpu, it)
+    general[RFLAGS] &= ~_RF  # before: IRET may set it
     try:
-        row.execute(Operands(cpu, it))
+        row.execute(operands)
     except SoftwareInterrupt:
-        general[RIP] = following
+        general[RIP], general[RFLAGS] = following, before[RFLAGS]
         raise
-    except GuestException:
+    except (GuestException, UnknownInstruction):
         general[:] = before
         raise
-    general[RIP] = following
-    general[RFLAGS] &= ~_RF
+    general[RIP] = following if operands.target is None else operands.target
     return row

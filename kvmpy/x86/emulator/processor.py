@@ -16,7 +16,7 @@ from kvmpy.x86.emulator.linear_memory import LinearMemory
 from kvmpy.x86.instruction import Instruction
 from kvmpy.x86.registers import GENERAL_REGISTERS, Segment, SystemRegisters
 
-__all__ = ["RFLAGS", "RIP", "Operands", "Processor"]
+__all__ = ["RFLAGS", "RIP", "Operands", "Processor", "within_limit"]
 
 _GP, _SS, _UD = 13, 12, 6
 _RSP, _RBP = 4, 5
@@ -71,14 +71,18 @@ RIP, RFLAGS = GENERAL_REGISTERS.index("rip"), GENERAL_REGISTERS.index("rflags")
 
 
 class Operands:
-    """The operands of one decoded instruction on one processor."""
+    """The operands of one decoded instruction on one processor.
 
-    __slots__ = ("cpu", "general", "it")
+    `target` is the RIP that the instruction gives, None for the next instruction's.
+    """
+
+    __slots__ = ("cpu", "general", "it", "target")
 
     def __init__(self, cpu: Processor, it: Instruction) -> None:
         self.cpu = cpu
         self.it = it
         self.general = cpu.general
+        self.target: int | None = None
 
     # Registers
 
@@ -165,14 +169,16 @@ class Operands:
         if it.bits == 64 or operand is None:
             return
         segment: Segment = getattr(self.cpu.sregs, operand.segment)
-        first = self.linear(0) - segment.base & 0xFFFF_FFFF
-        last = first + size - 1
-        if segment.unusable or (segment.s and segment.type & 0xC == 4):  # data, expand down
-            bad = segment.unusable or first <= segment.limit or last > (0xFFFF_FFFF if segment.db else 0xFFFF)
-        else:
-            bad = last > segment.limit
-        if bad:
+        if not within_limit(segment, self.linear(0) - segment.base & 0xFFFF_FFFF, size):
             raise GuestException.of(_SS if operand.segment == "ss" else _GP, 0)
+
+
+def within_limit(segment: Segment, first: int, size: int) -> bool:
+    """Whether a segment has `size` bytes at offset `first` (SDM vol. 3, 5.3)."""
+    last = first + size - 1
+    if segment.unusable or (segment.s and segment.type & 0xC == 4):  # data, expand down
+        return not segment.unusable and first > segment.limit and last <= (0xFFFF_FFFF if segment.db else 0xFFFF)
+    return last <= segment.limit
 
 
 def _canonical(address: int, cr4: int) -> bool:

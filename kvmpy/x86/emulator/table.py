@@ -34,18 +34,19 @@ class Row:
     ModRM.reg where it is part of the opcode ("/digit" in the manual), and `rm` likewise; `operand` says what ModRM.rm
     must name. `immediate` is its size in bytes. `w` is REX.W or VEX.W where it tells instructions apart. `bits` are the
     modes that know the instruction. `lockable`: LOCK is allowed; others raise #UD with it. `undefined` are the flags
-    that the manual leaves undefined: processors differ in them, and here they are left as they were.
+    that the manual leaves undefined: processors differ in them, and here they are left as they were. `leaves`: it goes
+    on elsewhere, perhaps in code of another size, so what stands behind it does not follow.
     """
 
     __slots__ = (
-        "bits", "digit", "encoding", "execute", "immediate", "lockable", "map", "modrm", "name", "opcode", "operand",
-        "prefix", "rm", "undefined", "w",
+        "bits", "digit", "encoding", "execute", "immediate", "leaves", "lockable", "map", "modrm", "name", "opcode",
+        "operand", "prefix", "rm", "undefined", "w",
     )  # fmt: skip
 
     def __init__(
         self, name: str, map: int, opcode: int, execute: Execute, *, prefix: int | None, digit: int | None,
         rm: int | None, operand: str, modrm: bool, immediate: int, w: bool | None, encoding: str,
-        bits: tuple[int, ...], lockable: bool, undefined: int,
+        bits: tuple[int, ...], lockable: bool, undefined: int, leaves: bool,
     ) -> None:  # fmt: skip
         self.name = name
         self.map = map
@@ -62,6 +63,7 @@ class Row:
         self.bits = bits
         self.lockable = lockable
         self.undefined = undefined
+        self.leaves = leaves
 
     def fits(self, it: Instruction) -> bool:
         """Whether an instruction whose head is decoded is this one, as far as the head says."""
@@ -91,8 +93,7 @@ ROWS: dict[tuple[int, int], list[Row]] = {}
 def instruction(
     name: str, map: int, opcode: int, *, prefix: int | None = 0, digit: int | None = None, rm: int | None = None,
     operand: str = ANY, modrm: bool = True, immediate: int = 0, w: bool | None = None, encoding: str = LEGACY,
-    bits: tuple[int, ...] = (16, 32, 64), lockable: bool = False,
-    undefined: int = 0,
+    bits: tuple[int, ...] = (16, 32, 64), lockable: bool = False, undefined: int = 0, leaves: bool = False,
 ) -> Callable[[Execute], Execute]:  # fmt: skip
     """Decorate the function that does an instruction: a row of the table. See `Row` for the parameters."""
 
@@ -100,6 +101,7 @@ def instruction(
         row = Row(
             name, map, opcode, execute, prefix=prefix, digit=digit, rm=rm, operand=operand, modrm=modrm,
             immediate=immediate, w=w, encoding=encoding, bits=bits, lockable=lockable, undefined=undefined,
+            leaves=leaves,
         )  # fmt: skip
         ROWS.setdefault((map, opcode), []).append(row)
         return execute
