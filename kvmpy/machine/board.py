@@ -123,8 +123,8 @@ class MachineBoard:
         return IrqEvent(self._vm, number, lambda: self._level_observer)
 
     def allocate_mmio(self, size: int) -> int:
-        """A free place for `size` bytes of registers, at a page of its own."""
-        address = _MMIO_WINDOW
+        """A free place for `size` bytes of registers, in pages of its own."""
+        address, size = _MMIO_WINDOW, size + _PAGE - 1 & -_PAGE
         taken = [(region.start, region.start + region.length) for region in self._mmio.regions]
         taken += [(region.address, region.end) for region in self._vm.memory.regions]
         for start, end in sorted(taken):
