@@ -3,4 +3,19 @@
 from kvmpy.machine.machine import Machine
 from kvmpy.machine.outcome import End, Outcome
 
-__all__ = ["End", "Machine", "Outcome"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmpy.machine.pc import Pc as Pc
+
+__all__ = ["End", "Machine", "Outcome", "Pc"]
+
+
+if not TYPE_CHECKING:  # or a type checker would believe in every name
+
+    def __getattr__(name: str) -> object:
+        if name != "Pc":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from kvmpy.machine.pc import Pc  # its devices are loaded when there is one
+
+        globals()[name] = Pc
+        return Pc

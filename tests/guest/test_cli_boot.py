@@ -139,6 +139,7 @@ def test_what_is_booted_is_told_when_asked(image: Path) -> None:
     [
         ("mov al, 3; out 0xf4, al; hlt", 7, "exited with code 7"),
         ("mov al, 0xfe; out 0x64, al; hlt", 0, ""),  # the keyboard controller's reset
+        ("mov dx, 0x604; mov ax, 0x3400; out dx, ax; hlt", 0, ""),  # ACPI: sleep type 5, soft off
         ("mov dx, 0x505; mov al, 4; out dx, al; hlt", 0, ""),  # pvpanic: switched off
         ("mov dx, 0x505; mov al, 1; out dx, al; hlt", 126, "panic: the guest reported a panic"),
         ("cli; hlt", 0, ""),
