@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from kvmpy.devices.device import Region as Region
     from kvmpy.devices.fw_cfg import FwCfg as FwCfg
     from kvmpy.devices.host_input import HostInput as HostInput
+    from kvmpy.devices.hypercall_channel import Hypercall as Hypercall
+    from kvmpy.devices.hypercall_channel import HypercallChannel as HypercallChannel
     from kvmpy.devices.i8042 import I8042 as I8042
     from kvmpy.devices.pci_host import HostBridge as HostBridge
     from kvmpy.devices.pci_host import PciFunction as PciFunction
@@ -41,6 +43,8 @@ __all__ = [
     "FwCfg",
     "HostBridge",
     "HostInput",
+    "Hypercall",
+    "HypercallChannel",
     "InterruptLine",
     "PciFunction",
     "PciHostBridge",
@@ -64,6 +68,8 @@ _MODULE_OF = {
     "FwCfg": "fw_cfg",
     "HostBridge": "pci_host",
     "HostInput": "host_input",
+    "Hypercall": "hypercall_channel",
+    "HypercallChannel": "hypercall_channel",
     "I8042": "i8042",
     "InterruptLine": "device",
     "PciFunction": "pci_host",

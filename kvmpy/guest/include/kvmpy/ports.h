@@ -21,4 +21,12 @@ static inline unsigned char kvmpy_in8(unsigned short port)
     return value;
 }
 
+static inline unsigned kvmpy_in32(unsigned short port)
+{
+    unsigned value;
+
+    __asm__ volatile("inl %1, %0" : "=a"(value) : "Nd"(port) : "memory");
+    return value;
+}
+
 #endif
