@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from kvmpy.boot.acpi import AcpiTables
 from kvmpy.boot.mp_table import MpTable
 from kvmpy.boot.platform import FixedHardware, IsaDevice, MmioDevice, Platform, SleepRegisters
+from kvmpy.boot.smbios import SmbiosTables
 from kvmpy.devices import I8042, AcpiPm, AcpiSleep, Cmos, Device, PciHostBridge, Uart16550
 from kvmpy.devices.acpi_pm import PM1_CONTROL, PM1_STATUS, PM_TIMER, RESET, RESET_VALUE, S5
 
@@ -74,7 +75,7 @@ def tables_of(machine: Machine) -> tuple[FirmwareTables, ...]:
     if not machine.vm.irqchip:
         return ()
     platform = platform_of(machine)
-    return MpTable(platform), AcpiTables(platform)
+    return MpTable(platform), AcpiTables(platform), SmbiosTables(platform)
 
 
 def load_with_tables(machine: Machine, image: LinuxKernel | MultibootKernel) -> Entry:
