@@ -1,8 +1,8 @@
 """A C program calls Python: hypercalls of your own, with numbers, arguments and memory.
 
-You learn: `HypercallChannel.on` gives a number to a Python function; the guest includes <kvmpy/hypercall.h> and calls it
-like a function of its own. The arguments are 64-bit numbers, which may be addresses in the guest's memory. It takes one
-exit a call, and works where VMCALL does not. The toolchain of `kvmpy.guest` compiles the program (gcc, binutils).
+You learn: `HypercallChannel.on` gives a number to a Python function; the guest includes <kvmpy/hypercall.h> and calls
+it like a function of its own. The arguments are 64-bit numbers, which may be addresses in the guest's memory. It takes
+one exit a call, and works where VMCALL does not. The toolchain of `kvmpy.guest` compiles the program (gcc, binutils).
 
 Output::
 
