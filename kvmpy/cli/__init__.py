@@ -19,6 +19,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "doctor": "say what this host's KVM can do, and what to do about what it cannot",
+    "cpu": "show or save what a CPU template tells guests here",
     "run": "run a flat binary, an ELF file or a firmware image",
     "boot": "boot Linux or a Multiboot kernel, with its console on this terminal",
     "trace": "run it and write down what the guest does",

@@ -9,6 +9,7 @@ import stat
 import sys
 from typing import TYPE_CHECKING, Any
 
+from kvmpy.cli.cpu_option import HELP, cpu
 from kvmpy.cli.quantities import address, count, size
 from kvmpy.errors import ImageError, UsageError
 
@@ -74,6 +75,7 @@ def add_machine_arguments(parser: argparse.ArgumentParser, memory: int = 16 << 2
     machine.add_argument(
         "--cpus", type=count, default=1, metavar="N", help="processors; all but the first wait for INIT and SIPI"
     )
+    machine.add_argument("--cpu", type=cpu, default="host", metavar="TEMPLATE", help=f"what they are: {HELP}")
     machine.add_argument("--device", default="/dev/kvm", metavar="PATH", help="KVM's device (default /dev/kvm)")
     machine.add_argument(
         "--debug-console", metavar="FILE",
@@ -119,7 +121,9 @@ class SmallPc:
                 debug_sink = sys.stderr.buffer
                 if args.debug_console != "-":
                     debug_sink = stack.enter_context(open(args.debug_console, "wb"))
-            pc = Pc(args.memory, args.cpus, kvm=kvm, sink=to_standard_output, debug_sink=debug_sink)
+            pc = Pc(
+                args.memory, args.cpus, cpu=args.cpu, kvm=kvm, sink=to_standard_output, debug_sink=debug_sink
+            )  # fmt: skip
             self.machine = stack.enter_context(pc)
             if args.debug_console is not None:
                 from kvmpy.devices import DebugConsole

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Cpu = str | CpuTemplate | Mapping[str, Any] | CpuidTable
 
-__all__ = ["CpuModel", "guest_cpuid"]
+__all__ = ["CpuModel"]
 
 _CAP_TSC_DEADLINE_TIMER = 72
 _APIC_KHZ = 1_000_000
@@ -75,17 +75,6 @@ class CpuModel:
         supported, tsc_deadline, tsc_khz = _host[0] if _host else _ask_host(vcpu)
         hypercalls = count > 1 and _hypercalls_wanted_and_returning(vcpu.vm.kvm, supported, self.template, irqchip)
         return _tables(supported, self.template, count, irqchip, tsc_deadline, tsc_khz, hypercalls)[vcpu.id]
-
-
-def guest_cpuid(kvm: Kvm, cpu: "Cpu" = "host") -> "CpuidTable":
-    """What CPUID answers on the only processor of a machine with this `cpu`, as a table. Makes a VM to find out."""
-    from kvmpy.kvm.cpuid import read_table
-
-    with kvm.create_vm() as vm:
-        vm.create_irqchip()
-        vcpu = vm.create_vcpu()
-        CpuModel(cpu).set_up(vcpu, 1, True)
-        return read_table(vcpu, "KVM_GET_CPUID2")
 
 
 def _stamped(table: "CpuidTable", apic_id: int) -> "kvm_cpuid2":

@@ -11,6 +11,7 @@ from kvmpy.x86.cpu_templates.dependencies import dependents, needs, settle_exten
 from kvmpy.x86.cpuid import SIGNIFICANT_INDEX, CpuidEntry, CpuidTable
 from kvmpy.x86.cpuid_features import FEATURES, Feature, feature
 from kvmpy.x86.cpuid_leaves import EAX, EBX, ECX, EDX, CpuidLeaves
+from kvmpy.x86.cpuid_topology import describe_processors, stamp_apic_id
 from kvmpy.x86.msrs import msr_name
 
 if TYPE_CHECKING:
@@ -85,9 +86,14 @@ class CpuTemplate:
         return cls(name, "nothing", leaves=tuple(sorted(table)), msrs=tuple(sorted((msrs or {}).items())))
 
     def table(self, supported: CpuidTable) -> CpuidTable:
-        """The guest's CPUID where the host supports `supported`, before a machine fills in its own part."""
+        """The guest's CPUID where the host supports `supported`, on a machine of one processor.
+
+        A machine adds its own part: more processors, clocks, local APIC. Leaves that are all zero are left out.
+        """
         leaves = self.apply(CpuidLeaves(_rows(supported)))
-        return CpuidTable(CpuidEntry(leaf, index, a, b, c, d, flags=flags) for leaf, index, flags, a, b, c, d in leaves)
+        describe_processors(leaves, 1)
+        stamp_apic_id(leaves, 0)
+        return CpuidTable(_entries(CpuidLeaves.unpack(leaves.pack())))
 
     def apply(self, leaves: CpuidLeaves) -> CpuidLeaves:
         """The same for plain numbers. `leaves` may be changed by it."""
@@ -137,6 +143,10 @@ def _rows(table: Iterable[CpuidEntry]) -> Iterable[tuple[int, int, int, int, int
     return ((each.function, each.index, each.flags, each.eax, each.ebx, each.ecx, each.edx) for each in table)
 
 
+def _entries(leaves: CpuidLeaves) -> Iterable[CpuidEntry]:
+    return (CpuidEntry(leaf, index, a, b, c, d, flags=flags) for leaf, index, flags, a, b, c, d in leaves)
+
+
 def _keep_only(leaves: CpuidLeaves, names: frozenset[str]) -> None:
     masks = dict.fromkeys(_WORDS, 0)
     for name in names:
@@ -157,7 +167,7 @@ def _clear(leaves: CpuidLeaves, place: Feature) -> None:
 
 
 def _with_features(leaves: CpuidLeaves, names: Iterable[str]) -> CpuidLeaves:
-    table = CpuidTable(CpuidEntry(leaf, index, a, b, c, d, flags=flags) for leaf, index, flags, a, b, c, d in leaves)
+    table = CpuidTable(_entries(leaves))
     for name in sorted(names):
         table.set(name)  # makes leaves that are missing
     return CpuidLeaves(_rows(table))
