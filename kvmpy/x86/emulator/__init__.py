@@ -15,7 +15,9 @@ from kvmpy.x86.emulator import (
     system,
     vector_512,
     vector_cipher,
+    vector_conversions,
     vector_elements,
+    vector_floating,
     vector_integer,
     vector_moves,
     vector_shifts,
@@ -36,8 +38,9 @@ __all__ = [
 ]  # fmt: skip
 
 _FAMILIES = (
-    bit_manipulation, far_return, locked, software_interrupts, system, vector_512, vector_cipher, vector_elements,
-    vector_integer, vector_moves, vector_shifts, vector_shuffles, x87_control, x87_environment, x87_moves, xsave,
+    bit_manipulation, far_return, locked, software_interrupts, system, vector_512, vector_cipher, vector_conversions,
+    vector_elements, vector_floating, vector_integer, vector_moves, vector_shifts, vector_shuffles, x87_control,
+    x87_environment, x87_moves, xsave,
 )  # fmt: skip
 """The modules whose rows make the table."""
 
