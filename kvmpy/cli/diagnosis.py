@@ -117,7 +117,8 @@ def guest_advice(findings: dict[str, Any]) -> list[Advice]:
         advice.append(
             Advice(
                 f"hypercalls hang: {', '.join(hanging)}",
-                "clear the KVM features in CPUID leaf 0x40000001 that lead a guest to make them; use ports instead",
+                "a Machine clears the KVM features in CPUID leaf 0x40000001 that lead a guest to make them; on a bare "
+                "Vcpu do the same. Use ports instead",
             )
         )
     seeing = [f"{ring} sees {len(found['added'])}" for ring, found in findings["cpuid"].items() if found["added"]]
@@ -125,14 +126,24 @@ def guest_advice(findings: dict[str, Any]) -> list[Advice]:
         advice.append(
             Advice(
                 f"CPUID cannot hide features on this host: {', '.join(seeing)} that were not asked for",
-                "tell the guest otherwise (Linux: clearcpuid=, noxsave)",
+                "tell the guest otherwise (Linux: clearcpuid=), or hide leaves 7 and 0xD as a whole by --cpu plain. But "
+                "a kernel without XSAVE does not keep the AVX registers of programs, which use them all the same",
             )
         )
-    refused = [name for name, answer in findings["instructions"].items() if answer != "runs"]
+    wrong = [name for name, answer in findings["instructions"].items() if answer == "wrong result"]
+    if wrong:
+        advice.append(
+            Advice(
+                f"ring 0 computes wrong results, without any sign of it: {', '.join(wrong)}",
+                "compile kernels without -mlzcnt, -mbmi and -march=x86-64-v3 or later; from those that ask CPUID, "
+                "--cpu plain hides them",
+            )
+        )
+    refused = [name for name, answer in findings["instructions"].items() if answer not in ("runs", "wrong result")]
     if refused:
         advice.append(
             Advice(
-                f"ring 0 cannot run, or runs wrongly, what this processor has: {', '.join(refused)}",
+                f"ring 0 cannot run what this processor has: {', '.join(refused)}",
                 "a Machine does most in software, some 40 us each; or compile with gcc's -mgeneral-regs-only",
             )
         )

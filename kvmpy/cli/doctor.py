@@ -16,12 +16,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from kvmpy.cli import host_probe
+from kvmpy.cli.cpu_option import HELP, cpu
 from kvmpy.cli.diagnosis import SOFTWARE_NS, Advice, guest_advice, open_advice
 from kvmpy.errors import KvmError, KvmUnavailableError
 from kvmpy.kvm import Kvm
 
 if TYPE_CHECKING:
     from kvmpy.cli.guest_probe import ModeCost
+    from kvmpy.x86.cpu_templates import CpuTemplate
 
 __all__ = ["EPILOG", "add_arguments", "examine", "run"]
 
@@ -32,8 +34,10 @@ exit status:
 
 --json prints one object: `usable`, `kernel`, `device`, `module`, `processor`, `advice` (a list of `problem` and
 `advice`), `seconds`; and, when usable, `api_version`, `limits`, `capabilities` (what KVM_CHECK_EXTENSION answers),
-`costs` (per mode, `exit_us` and `instruction_ns`, or null), `paging`, `ring3`, `hypercalls`, `cpuid` (features that a
-guest sees and was not given, and the reverse), `instructions` (what ring 0 does with each that CPUID announces).
+`costs` (per mode, `exit_us` and `instruction_ns`, or null), `paging`, `ring3`, `hypercalls`, `template` (the name of
+the CPU template that guests were given), `cpuid` (features that a guest sees and was not given, and the reverse),
+`left_out` (features that a Machine with several processors does not pass on), `instructions` (what ring 0 does with
+each that CPUID announces).
 """
 
 
@@ -44,12 +48,15 @@ _WIDTH = 110
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `kvmpy doctor`."""
     parser.add_argument("--json", action="store_true", help="print the findings as JSON, for scripts")
+    parser.add_argument(
+        "--cpu", type=cpu, default="host", metavar="TEMPLATE", help=f"what CPUID tells the guests: {HELP}"
+    )
     parser.add_argument("--device", default="/dev/kvm", metavar="PATH", help="KVM's device (default /dev/kvm)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Examine the host and print; 0 when guests can run."""
-    findings = examine(args.device)
+    findings = examine(args.device, args.cpu)
     if args.json:
         json.dump(findings, sys.stdout, indent=2)
         print()
@@ -58,8 +65,11 @@ def run(args: argparse.Namespace) -> int:
     return 0 if findings["usable"] else 1
 
 
-def examine(path: str = "/dev/kvm") -> dict[str, Any]:
-    """Everything that can be found out, as plain data; the keys are those in `EPILOG`."""
+def examine(path: str = "/dev/kvm", cpu: str | CpuTemplate = "host") -> dict[str, Any]:
+    """Everything that can be found out, as plain data; the keys are those in `EPILOG`.
+
+    Guests are given the CPUID of the template `cpu`.
+    """
     began = time.monotonic()
     device, module, processor = host_probe.device_file(path), host_probe.module(), host_probe.processor()
     system = os.uname()
@@ -73,7 +83,7 @@ def examine(path: str = "/dev/kvm") -> dict[str, Any]:
     advice: list[Advice] = []
     try:
         with Kvm(path) as kvm:
-            findings |= _ask(kvm)
+            findings |= _ask(kvm, cpu)
             advice += guest_advice(findings)
             findings["usable"] = True
     except KvmUnavailableError as error:
@@ -94,15 +104,20 @@ class _NoGuest(Exception):
     """A VM can be made, but not even the smallest guest runs in it."""
 
 
-def _ask(kvm: Kvm) -> dict[str, Any]:
+def _ask(kvm: Kvm, cpu: str | CpuTemplate) -> dict[str, Any]:
     """The part that needs an open device."""
     from kvmpy.cli import guest_probe
+    from kvmpy.x86.cpu_templates import cpu_template
 
     if not guest_probe.runs_a_guest(kvm):
         raise _NoGuest("a VM can be created, but a guest of two instructions does not run in it")
-    cpuid = kvm.supported_cpuid()
+    template = cpu_template(cpu)
+    cpuid = template.table(kvm.supported_cpuid())
     ring0, present = guest_probe.cpuid_difference(kvm, "long ring 0", cpuid)
-    ring3, _ = guest_probe.cpuid_difference(kvm, "long ring 3", cpuid)
+    ring3, native = guest_probe.cpuid_difference(kvm, "long ring 3", cpuid)
+    # These two do something else where they do not exist. Code that was compiled for them does not ask CPUID.
+    present |= native & {"abm", "bmi1"}
+    hypercalls = guest_probe.hypercalls(kvm, cpuid)
     return {
         "api_version": kvm.ioctl("KVM_GET_API_VERSION"),
         "limits": host_probe.limits(kvm),
@@ -113,7 +128,9 @@ def _ask(kvm: Kvm) -> dict[str, Any]:
             "syscall": guest_probe.syscall_in_ring_3(kvm, cpuid),
             "int n": guest_probe.interrupt_in_ring_3(kvm, cpuid),
         },
-        "hypercalls": guest_probe.hypercalls(kvm, cpuid),
+        "hypercalls": hypercalls,
+        "left_out": guest_probe.hypercall_features(cpuid, hypercalls),
+        "template": template.name,
         "cpuid": {"ring 0": asdict(ring0), "ring 3": asdict(ring3)},
         "instructions": guest_probe.instructions(kvm, cpuid, present),
     }
@@ -180,11 +197,14 @@ def _usable_lines(findings: dict[str, Any]) -> list[str]:
     lines.append(_row("SYSCALL in ring 3", findings["ring3"]["syscall"], 26))
     lines.append(_row("INT n in ring 3", findings["ring3"]["int n"], 26))
     lines += [_row(name.upper(), answer, 26) for name, answer in findings["hypercalls"].items()]
+    if findings["left_out"]:
+        lines += _wrapped("CPUID of a Machine with several processors leaves out", findings["left_out"])
+    given = "" if findings["template"] == "host" else f" (template {findings['template']})"
     for ring, difference in findings["cpuid"].items():
         for what, names in (("not asked for, but seen", difference["added"]), ("asked for", difference["missing"])):
             if names:
                 unseen = ", but not seen" if what == "asked for" else ""
-                lines += _wrapped(f"CPUID in {ring}: {what}{unseen}", names)
+                lines += _wrapped(f"CPUID in {ring}{given}: {what}{unseen}", names)
     by_answer: dict[str, list[str]] = {}
     for name, answer in findings["instructions"].items():
         by_answer.setdefault(answer, []).append(name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -21,14 +21,15 @@ from kvmpy.kvm.run_page import EXIT_REASON, NO_EXIT
 from kvmpy.x86 import long_mode, modes, protected_mode
 from kvmpy.x86.cpuid import CpuidTable
 from kvmpy.x86.cpuid_features import FEATURES
+from kvmpy.x86.cpuid_platform import HYPERCALL_FEATURES
 from kvmpy.x86.flags import Cr4, Efer
 from kvmpy.x86.gates import Gate, Idt
 from kvmpy.x86.paging import PagingMode
 from kvmpy.x86.registers import CpuState
 
 __all__ = [
-    "MODES", "CpuidDifference", "ModeCost", "cpuid_difference", "hypercalls", "instructions", "interrupt_in_ring_3",
-    "mode_cost", "paging", "runs_a_guest", "syscall_in_ring_3",
+    "MODES", "CpuidDifference", "ModeCost", "cpuid_difference", "hypercall_features", "hypercalls", "instructions",
+    "interrupt_in_ring_3", "mode_cost", "paging", "runs_a_guest", "syscall_in_ring_3",
 ]  # fmt: skip
 
 MODES = {
@@ -280,6 +281,22 @@ def hypercalls(kvm: Kvm, cpuid: CpuidTable) -> dict[str, str]:
             says = _run(vcpu, _HANGS)
             answers[name] = "answered" if says == "done" else says
     return answers
+
+
+def hypercall_features(cpuid: CpuidTable, answers: Mapping[str, str]) -> list[str]:
+    """The features of a table by which it asks for hypercalls that do not come back, by the `answers` of `hypercalls`.
+
+    See `kvmpy.machine.hypercall_probe`, by which a Machine finds out the same.
+    """
+    instruction = "vmmcall" if cpuid.vendor in ("AuthenticAMD", "HygonGenuine") else "vmcall"
+    if answers[instruction] == "answered":
+        return []
+    places = ((name, place) for name, place in FEATURES.items() if place.function == 0x4000_0001)
+    return [
+        name
+        for name, place in places
+        if place.register == "eax" and HYPERCALL_FEATURES >> place.bit & 1 and cpuid.has(name)
+    ]
 
 
 # CPUID, instructions

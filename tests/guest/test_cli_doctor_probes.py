@@ -51,7 +51,7 @@ def test_the_text_covers_everything() -> None:
 def test_the_report_has_every_key(findings: dict[str, Any]) -> None:
     assert findings.keys() == {
         "usable", "kernel", "device", "module", "processor", "api_version", "limits", "capabilities", "costs", "paging",
-        "ring3", "hypercalls", "cpuid", "instructions", "advice", "seconds",
+        "ring3", "hypercalls", "left_out", "template", "cpuid", "instructions", "advice", "seconds",
     }  # fmt: skip
     assert findings["usable"] is True
     assert findings["api_version"] == 12
@@ -78,7 +78,9 @@ def test_advice_goes_with_the_findings(findings: dict[str, Any]) -> None:
     assert ("hypercalls hang" in problems) == ("hangs" in findings["hypercalls"].values())
     assert ("in software" in problems) == any(cost["instruction_ns"] > 20 for cost in findings["costs"].values())
     assert ("SYSCALL" in problems) == (findings["ring3"]["syscall"] != "switches to ring 0")
-    assert ("ring 0 cannot run" in problems) == (set(findings["instructions"].values()) != {"runs"})
+    answers = set(findings["instructions"].values())
+    assert ("ring 0 computes wrong results" in problems) == ("wrong result" in answers)
+    assert ("ring 0 cannot run" in problems) == bool(answers - {"runs", "wrong result"})
 
 
 def test_the_smallest_guest_runs(kvm: Kvm) -> None:
@@ -111,6 +113,24 @@ def test_a_feature_that_a_guest_does_not_see_is_named(kvm: Kvm, cpuid: CpuidTabl
     assert set(full.added) <= present
     assert not set(full.missing) & present
     assert {"fpu", "lm", "syscall"} <= present
+
+
+def test_features_whose_hypercalls_do_not_come_back_are_named(kvm: Kvm, cpuid: CpuidTable) -> None:
+    hang = guest_probe.hypercall_features(cpuid, {"vmcall": "hangs", "vmmcall": "hangs"})
+    assert set(hang) == {"kvm_pv_unhalt", "kvm_pv_send_ipi", "kvm_pv_sched_yield"} & cpuid.features()
+    assert guest_probe.hypercall_features(cpuid, {"vmcall": "answered", "vmmcall": "answered"}) == []
+
+
+def test_a_template_is_what_guests_are_examined_with() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "kvmpy", "doctor", "--json", "--cpu", "plain"],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads(done.stdout)
+    assert report["template"] == "plain"
+    # Leaves 7 and 0x80000001 are empty and honoured everywhere; leaf 1 some hosts fill up.
+    assert not {"smap", "bmi1", "abm", "erms"} & set(report["cpuid"]["ring 0"]["added"])
 
 
 def test_nothing_is_left_open(kvm: Kvm, cpuid: CpuidTable) -> None:

@@ -169,7 +169,8 @@ def test_a_healthy_host_needs_no_advice() -> None:
         ("ring3", "int n", "#UD", "INT n in ring 3: #UD"),
         ("hypercalls", "vmcall", "hangs", "hang: vmcall"),
         ("cpuid", "ring 0", {"added": ["avx", "xsave"], "missing": []}, "ring 0 sees 2"),
-        ("instructions", "popcnt", "not emulated", "popcnt"),
+        ("instructions", "popcnt", "not emulated", "cannot run what this processor has: popcnt"),
+        ("instructions", "lzcnt", "wrong result", "without any sign of it: lzcnt"),
     ],
 )
 def test_each_thing_that_is_wrong_has_its_advice(part: str, name: str, value: object, says: str) -> None:
