@@ -8,11 +8,11 @@ written with `desc`, `make_available` and `write`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from struct import pack, pack_into, unpack_from
+from struct import pack
 
 from device_board import RecordingBoard
 from kvmpy.memory import GuestMemory, MemoryRegion
-from kvmpy.virtio import DeviceStatus, Feature, VirtioDevice, VirtioMmio
+from kvmpy.virtio import DeviceStatus, VirtioDevice, VirtioMmio
 from kvmpy.virtio import mmio_registers as reg
 
 __all__ = ["EMPTY_ROOM", "FakeDriver", "FakeQueue", "buffer_memory"]
@@ -41,7 +41,7 @@ class FakeQueue:
         self.memory = driver.memory
         self.table = base
         self.available = base + 16 * size
-        self.used_ring = base + 0x1000 * (1 + (24 * size) // 0x1000)
+        self.used_ring = self.used_at(base, size)
         self.end = self.used_ring + 0x1000 * (1 + (8 * size + 6) // 0x1000)
         self.memory.fill(base, self.end - base)
         self.next_free = 0
@@ -49,6 +49,11 @@ class FakeQueue:
         self.seen = 0
         self.chains: dict[int, list[tuple[int, int]]] = {}
         """Head -> address and length of its writable buffers."""
+
+    @staticmethod
+    def used_at(base: int, size: int) -> int:
+        """Where the used ring of a queue at `base` is."""
+        return base + 0x1000 * (1 + (24 * size) // 0x1000)
 
     def desc(self, index: int, address: int, length: int, flags: int = 0, next: int = 0) -> None:
         """Write a descriptor."""
@@ -235,6 +240,3 @@ class FakeDriver:
         cause = self.interrupt_status
         self.write(reg.INTERRUPT_ACK, cause)
         return cause
-
-
-_ = (pack_into, unpack_from, Feature)
