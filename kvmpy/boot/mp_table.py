@@ -16,6 +16,7 @@ from kvmpy.boot.platform import (
     IOAPIC_ADDRESS,
     IOAPIC_ID,
     IOAPIC_VERSION,
+    ISA_IRQS,
     LOCAL_APIC_ADDRESS,
     LOCAL_APIC_VERSION,
 )
@@ -125,7 +126,7 @@ class MpTable:
             yield BUS.pack(EntryType.BUS, number, name)
         yield IOAPIC.pack(EntryType.IOAPIC, IOAPIC_ID, IOAPIC_VERSION, USABLE, IOAPIC_ADDRESS)
         isa = len(buses) - 1
-        for irq in range(16):
+        for irq in range(ISA_IRQS):
             if irq != CASCADE_IRQ:
                 yield INTERRUPT.pack(
                     EntryType.IO_INTERRUPT, InterruptType.INT, self._flags(irq), isa, irq, IOAPIC_ID, irq

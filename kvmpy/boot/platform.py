@@ -24,6 +24,7 @@ LOCAL_APIC_VERSION = 0x14
 IOAPIC_ADDRESS = 0xFEC0_0000
 IOAPIC_VERSION = 0x11
 IOAPIC_ID = 0  # what its ID register says
+ISA_IRQS = 16
 CASCADE_IRQ = 2  # the second PIC hangs on it: no device can
 
 
@@ -95,5 +96,8 @@ class Platform:
 
     @property
     def sci(self) -> int | None:
-        """The interrupt by which ACPI's hardware calls. It is the one ISA interrupt that is level-triggered."""
-        return self.power.sci if isinstance(self.power, FixedHardware) else None
+        """The ISA interrupt by which ACPI's hardware calls, the one of these that is level-triggered. None: there is
+        no such hardware, or it is no ISA interrupt, and then level-triggered anyway."""
+        if isinstance(self.power, FixedHardware) and self.power.sci < ISA_IRQS:
+            return self.power.sci
+        return None

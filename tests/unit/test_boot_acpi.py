@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmpy.boot import LinuxKernel
 from kvmpy.boot.acpi import AcpiTables
 from kvmpy.boot.acpi.aml import (
     buffer,
@@ -30,7 +31,7 @@ from kvmpy.boot.platform import FixedHardware, IsaDevice, MmioDevice, Platform, 
 from kvmpy.errors import ImageError, UsageError
 from kvmpy.memory import GuestMemory
 from kvmpy.pytest_plugin.requirement import skip_or_fail
-from linux_images import MIB, ram
+from linux_images import KERNEL, MIB, ram, vmlinux, xen_note
 
 FIXED = FixedHardware(pm1a_event=0x600, pm1a_control=0x604, pm_timer=0x608, reset=0x60C, reset_value=1, s5=5, sci=9)
 REDUCED = SleepRegisters(control=0x600, status=0x601, reset=0x602, reset_value=1, s5=5)
@@ -224,7 +225,7 @@ DEVICE_TEXT = [
     "0x0000, 0x0D00, 0xFFFF, 0x0000, 0xF300, ,, , TypeStatic, DenseTranslation)",
     "DWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, NonCacheable, ReadWrite, "
     "0x00000000, 0xE0000000, 0xFEBFFFFF, 0x00000000, 0x1EC00000, ,, , AddressRangeMemory, TypeStatic)",
-    'Device (VR00) { Name (_HID, "LNRO0005") Name (_UID, Zero) Name (_CCA, One) Name (_CRS, ResourceTemplate () '
+    'Device (V000) { Name (_HID, "LNRO0005") Name (_UID, Zero) Name (_CCA, One) Name (_CRS, ResourceTemplate () '
     "{ Memory32Fixed (ReadWrite, 0xD0000000, 0x00000200, ) "
     "Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive, ,, ) { 0x00000005, } }) }",
     "QWordMemory (ResourceConsumer, PosDecode, MinFixed, MaxFixed, NonCacheable, ReadWrite, 0x0000000000000000, "
@@ -243,6 +244,21 @@ def test_dsdt_of_a_bare_machine_has_its_processor_and_no_way_to_switch_off(tmp_p
     text = disassemble(tables(BARE)["DSDT"], tmp_path)
     assert text.count("Device (") == 1
     assert "_S5" not in text
+
+
+def test_any_number_of_devices_with_any_interrupts_can_be_described(tmp_path: Path) -> None:
+    # Interrupts from 16 on are no ISA interrupts: they have another descriptor, and no override in the MADT.
+    power = FixedHardware(0x600, 0x604, 0x608, 0x60C, 1, s5=5, sci=20)
+    ports = tuple(IsaDevice(0x1000 + 8 * place, irq) for place, irq in enumerate((None, 16, *range(100))))
+    devices = tuple(MmioDevice(0xD000_0000 + 0x1000 * place, 0x200, 5) for place in range(300))
+    found = tables(Platform(serial_ports=ports, virtio_mmio=devices, power=power))
+    text = squeezed(disassemble(found["DSDT"], tmp_path))
+    assert "0 Errors, 0 Warnings" in iasl("-oa", "DSDT.dsl", folder=tmp_path)
+    assert text.count("PNP0501") == len(ports)
+    assert text.count("LNRO0005") == len(devices)
+    assert text.count("Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive, ,, ) { 0x00000010, }") == 2
+    check_fields(disassemble(found["FACP"], tmp_path), {"SCI Interrupt": "0014"})
+    assert "Interrupt Source Override" not in disassemble(found["APIC"], tmp_path)
 
 
 def test_pci_without_configuration_space_in_memory_is_no_express(tmp_path: Path) -> None:
@@ -335,3 +351,18 @@ def test_mp_table_and_madt_agree() -> None:
         override = madt.find(b"\x02\x0a\0\x09")
         level = struct.pack("<BBHBBBB", 3, 0, 0b1101, 1 if platform.pci else 0, 9, 0, 9)
         assert (override > 0) == (level in mp_table) == (platform is PC)
+
+
+# who is told
+
+
+def test_linux_is_told_where_the_rsdp_is() -> None:
+    for kernel, register, field in (
+        (LinuxKernel(vmlinux()), "rsi", 0x70),
+        (LinuxKernel(vmlinux(note=xen_note(KERNEL + 0x40)), entry="pvh"), "rbx", 32),
+    ):
+        memory = ram()
+        entry = kernel.load(memory, [MpTable(PC), AcpiTables(PC)])
+        rsdp = memory.read_u64(getattr(entry.state.regs, register) + field)
+        assert memory.read(rsdp, 8) == b"RSD PTR "
+        assert {"MP table", "ACPI tables", "ACPI RSDP"} <= {used.name for used in entry.ranges}

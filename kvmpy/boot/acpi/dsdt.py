@@ -17,6 +17,7 @@ from kvmpy.boot.acpi.resources import (
     word_io,
 )
 from kvmpy.boot.acpi.system_table import system_table
+from kvmpy.boot.platform import ISA_IRQS
 
 if TYPE_CHECKING:
     from kvmpy.boot.platform import IsaDevice, MmioDevice, Platform
@@ -37,7 +38,8 @@ def dsdt(platform: Platform) -> bytes:
     if platform.pci:
         system_bus.append(_host_bridge(platform))
     for number, port in enumerate(platform.serial_ports, 1):
-        system_bus.append(_isa_device(f"COM{number}", "PNP0501", port, io(port.port, 8), uid=number))
+        path = f"COM{number}"[-4:]  # a name has four characters
+        system_bus.append(_isa_device(path, "PNP0501", port, io(port.port, 8), uid=number))
     if platform.keyboard is not None:
         base = platform.keyboard.port
         system_bus.append(_isa_device("KBD", "PNP0303", platform.keyboard, io(base, 1) + io(base + 4, 1)))
@@ -59,7 +61,9 @@ def _processor(uid: int) -> bytes:
 
 
 def _isa_device(path: str, hid: str, place: IsaDevice, ports: bytes, *, uid: int | None = None) -> bytes:
-    lines = [] if place.irq is None else [irq_no_flags(place.irq)]
+    lines = []
+    if place.irq is not None:
+        lines.append(irq_no_flags(place.irq) if place.irq < ISA_IRQS else interrupt(place.irq, edge=True))
     return device(
         path,
         name("_HID", eisa_id(hid)),
@@ -93,7 +97,7 @@ def _virtio_mmio(number: int, place: MmioDevice) -> bytes:
     end = place.address + place.size
     memory = (memory32_fixed if end <= FOUR_GIB else qword_memory)(place.address, place.size)
     return device(
-        f"VR{number:02X}",
+        f"V{number:03X}",
         name("_HID", "LNRO0005"),
         name("_UID", number),
         name("_CCA", 1),
