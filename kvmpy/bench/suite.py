@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from kvmpy import Kvm, __version__
 from kvmpy.bench import (
     exit_cost,
+    instruction_completion,
     interpreter_lock,
     kick_latency,
     process_start,
@@ -35,13 +36,14 @@ BENCHMARKS: dict[str, Callable[[Session], list[Row]]] = {
     "kicks": kick_latency.measure,
     "lock": interpreter_lock.measure,
     "registers": register_access.measure,
+    "completion": instruction_completion.measure,
 }
 """Name -> what measures its rows."""
 
 WITHOUT_KVM = {"python"}
 """Benchmarks that need no /dev/kvm."""
 
-_AMONG_OTHERS = {"exits", "serial", "kicks", "lock", "registers"}
+_AMONG_OTHERS = {"exits", "serial", "kicks", "lock", "registers", "completion"}
 """Those that measure a guest which runs, and not how it comes and goes: see `_another_vm`."""
 
 

@@ -31,6 +31,7 @@ EPILOG = """benchmarks, for --only:
   kicks      from vcpu.kick() to the return of a busy guest
   lock       an exit beside a Python thread that computes
   registers  reading registers in a handler, with SYNC_REGS and without
+  completion instructions that KVM gives up on, done in software, beside a bare exit
 
 It takes less than a minute. The machine should have nothing else to do."""
 
