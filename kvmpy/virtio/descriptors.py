@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,9 +10,10 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_INDIRECT", "MalformedChain", "read_chain"]
 
-# struct virtq_desc (section 2.7.5): le64 addr; le32 len; le16 flags; le16 next. It is read as two 64-bit numbers, each
-# once: a guest that changes a descriptor while it is looked at gets the old one or the new one.
+# struct virtq_desc (section 2.7.5): le64 addr; le32 len; le16 flags; le16 next. Each field is read once: a guest that
+# changes a descriptor while it is looked at gets what is in bounds, or an error.
 SIZE = 16
+_read = Struct("<QIHH").unpack_from
 _NEXT, _WRITE, _INDIRECT = 1, 2, 4
 
 MAX_INDIRECT = 1024
@@ -35,57 +37,59 @@ def read_chain(
 ) -> tuple[list[memoryview], list[memoryview], int, int]:  # fmt: skip
     """Follow the chain from `head` on: the views of its readable and of its writable part, and their bytes.
 
-    `table` are the `size` descriptors of the queue as 64-bit numbers. `indirect`: VIRTIO_F_INDIRECT_DESC is negotiated.
+    `table` are the `size` descriptors of the queue. `indirect`: VIRTIO_F_INDIRECT_DESC is negotiated.
     Raises MalformedChain.
     """
     readable: list[memoryview] = []
     writable: list[memoryview] = []
     readable_bytes = writable_bytes = 0
-    entries: memoryview | list[int] = table
-    limit, index, seen = size, head, 0
+    limit = left = size
+    index = head
     inside = False
+    start, end, ram = buffers.look()  # where nearly all buffers lie
     while True:
         # 2.7.5.3.1: not longer than the queue. That also ends loops, which section 2.7.5.1 forbids.
         if index >= limit:
             raise MalformedChain("descriptor_index")
-        if seen >= limit:
+        if not left:
             raise MalformedChain("chain_too_long")
-        seen += 1
-        address = entries[2 * index]
-        rest = entries[2 * index + 1]
-        length, flags = rest & 0xFFFF_FFFF, rest >> 32
+        left -= 1
+        address, length, flags, index = _read(table, SIZE * index)
         if flags & _INDIRECT:
             # 2.7.5.3.1: only if negotiated, not within a table, and never with NEXT. 2.7.5.3.2: WRITE is ignored here.
             if not indirect or inside or flags & _NEXT:
                 raise MalformedChain("indirect_not_allowed")
-            entries, limit = _indirect_table(address, length, buffers)
-            index, seen, inside = 0, 0, True
+            table, limit = _indirect_table(address, length, buffers)
+            index, left, inside = 0, limit, True
             continue
         if length:
+            last = address + length
             if flags & _WRITE:
                 writable_bytes += length
-                found = buffers.add(address, length, True, writable)
+                if start <= address and last <= end:
+                    writable.append(ram[address - start : last - start])
+                elif not buffers.add(address, length, True, writable):
+                    raise MalformedChain("buffer_not_in_ram")
             else:
                 if writable_bytes:  # 2.7.4.2: what the device may write comes last
                     raise MalformedChain("readable_after_writable")
                 readable_bytes += length
-                found = buffers.add(address, length, False, readable)
-            if not found:
-                raise MalformedChain("buffer_not_in_ram")
+                if start <= address and last <= end:
+                    readable.append(ram[address - start : last - start])
+                elif not buffers.add(address, length, False, readable):
+                    raise MalformedChain("buffer_not_in_ram")
             if readable_bytes + writable_bytes > MAX_BYTES:
                 raise MalformedChain("chain_of_too_many_bytes")
         if not flags & _NEXT:
             return readable, writable, readable_bytes, writable_bytes
-        index = rest >> 48
 
 
-def _indirect_table(address: int, length: int, buffers: GuestBuffers) -> tuple[list[int], int]:
-    """A copy of an indirect table, as 64-bit numbers, and how many descriptors it has."""
+def _indirect_table(address: int, length: int, buffers: GuestBuffers) -> tuple[memoryview, int]:
+    """An indirect table, and how many descriptors it has."""
     count, odd = divmod(length, SIZE)
     if odd or not 0 < count <= MAX_INDIRECT:
         raise MalformedChain("indirect_table_size")
     pieces: list[memoryview] = []
     if not buffers.add(address, length, False, pieces):
         raise MalformedChain("indirect_table_not_in_ram")
-    whole = pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
-    return whole.cast("Q").tolist(), count
+    return pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces)), count

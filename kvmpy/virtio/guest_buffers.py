@@ -10,45 +10,40 @@ __all__ = ["GuestBuffers"]
 class GuestBuffers:
     """Finds guest-physical ranges and answers views of them, without copying.
 
-    The region found last is kept at hand: nearly all buffers of a guest lie in the same one. When regions come or go,
+    The RAM found last is kept at hand: nearly all buffers of a guest lie in the same region. When regions come or go,
     `GuestMemory.regions` is another tuple, and the region is looked up again.
     """
 
-    __slots__ = ("_buffer", "_regions", "_size", "_start", "_writable", "memory")
+    __slots__ = ("_buffer", "_end", "_regions", "_start", "memory")
 
     def __init__(self, memory: GuestMemory) -> None:
         self.memory = memory
-        self._forget()
-
-    def _forget(self) -> None:
-        self._regions = self.memory.regions
-        self._start = self._size = 0
+        self._regions: object = None
+        self._start = self._end = 0
         self._buffer = memoryview(b"")
-        self._writable = False
+
+    def look(self) -> tuple[int, int, memoryview]:
+        """First address, end and bytes of RAM that the guest may read and write; it may be empty."""
+        if self._regions is not self.memory.regions:
+            self._regions = self.memory.regions
+            self._start = self._end = 0
+        return self._start, self._end, self._buffer
 
     def add(self, address: int, length: int, writable: bool, views: list[memoryview]) -> bool:
         """Append views of `length` bytes, more than 0, from `address` on, several where regions meet.
 
         False, and nothing is appended: some of it is no RAM, or is to be written to and is ROM.
         """
-        if self._regions is self.memory.regions:
-            start = address - self._start
-            if start >= 0 and start + length <= self._size and (self._writable or not writable):
-                views.append(self._buffer[start : start + length])
-                return True
-        else:
-            self._forget()
         pieces = []
         position, left = address, length
         while left > 0:
             region = self.memory.region_at(position)
             if region is None:
                 return False
-            can_write = not (region.read_only or region.buffer.readonly)
-            if writable and not can_write:
+            if not (region.read_only or region.buffer.readonly):
+                self._start, self._end, self._buffer = region.address, region.end, region.buffer
+            elif writable:
                 return False
-            self._start, self._size = region.address, region.size
-            self._buffer, self._writable = region.buffer, can_write
             start = position - region.address
             piece = region.buffer[start : start + left]
             pieces.append(piece)

@@ -117,7 +117,7 @@ class Virtqueue:
         if table is None or available is None or used is None:
             return False
         # The views stay: a driver that writes other addresses into the registers later does not move the rings.
-        self._table = table.cast("Q")
+        self._table = table
         self._available = available.cast("H")  # flags, idx, ring[size], used_event
         self._used = used.cast("H")  # flags, idx, then elements, then avail_event
         self._elements = used[4 : 4 + 8 * size].cast("I")  # le32 id; le32 len
@@ -145,25 +145,27 @@ class Virtqueue:
         What is malformed leads to DEVICE_NEEDS_RESET, and from then on there is none either.
         """
         with self.device.lock:
-            if not self.open:
-                return None
-            try:
-                if self._again:
-                    head = self._again[0]
-                    chain = self._chain(head)
-                    del self._again[0]
-                else:
-                    position = self._next
-                    if position == self._seen and not self._look():
-                        return None
-                    head = self._available[2 + (position & self._mask)]
-                    chain = self._chain(head)
-                    self._next = position + 1 & 0xFFFF
-            except MalformedChain as malformed:
-                self.device.needs_reset(malformed.rule)
-                return None
-            self._in_flight[chain] = None
-            return chain
+            return self._take()
+
+    def _take(self) -> Chain | None:
+        """`take`, with the lock held."""
+        if not self.open:
+            return None
+        try:
+            if self._again:
+                chain = self._chain(self._again[0])
+                del self._again[0]
+            else:
+                position = self._next
+                if position == self._seen and not self._look():
+                    return None
+                chain = self._chain(self._available[2 + (position & self._mask)])
+                self._next = position + 1 & 0xFFFF
+        except MalformedChain as malformed:
+            self.device.needs_reset(malformed.rule)
+            return None
+        self._in_flight[chain] = None
+        return chain
 
     def _chain(self, head: int) -> Chain:
         return Chain(self, head, *read_chain(self._table, self.size, head, self._buffers, self._indirect))
@@ -212,7 +214,7 @@ class Virtqueue:
         """
         with self.batch():
             for _ in range(BATCH):
-                chain = self.take()
+                chain = self._take()
                 if chain is None:
                     return
                 try:
