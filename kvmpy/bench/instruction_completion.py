@@ -6,7 +6,6 @@ jnz) count with each. Beside it stands a bare exit of the C loop.
 
 from __future__ import annotations
 
-from kvmpy.bench import guests
 from kvmpy.bench.exit_cost import ACCESSES
 from kvmpy.bench.rows import Row, Sampler, Target, alternate
 from kvmpy.bench.session import Session
