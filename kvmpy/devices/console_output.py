@@ -104,13 +104,32 @@ class ConsoleOutput:
         if byte == _LINE_FEED and self._line_listener is not None:
             self._line_listener(bytes(recent[recent.rfind(b"\n", 0, -1) + 1 :]))
         if len(recent) > self._limit:
-            with self._output_lock:
-                excess = max(0, len(recent) - self._history)
-                del recent[:excess]
-                self._trimmed += excess
+            self._trim()
         # Append, then look for waiters; expect() registers, then looks at the bytes: nobody sleeps through one.
         if self._waiters:
             self._wake()
+
+    def _put_bytes(self, data: bytes) -> None:
+        """The guest wrote all of `data` at once."""
+        if self._sink is not None:
+            self._sink(data)
+        recent = self._recent
+        unfinished = recent.rfind(b"\n") + 1
+        recent += data
+        if self._line_listener is not None and _LINE_FEED in data:
+            *ended, _ = bytes(recent[unfinished:]).split(b"\n")
+            for line in ended:
+                self._line_listener(line + b"\n")
+        if len(recent) > self._limit:
+            self._trim()
+        if self._waiters:
+            self._wake()
+
+    def _trim(self) -> None:
+        with self._output_lock:
+            excess = max(0, len(self._recent) - self._history)
+            del self._recent[:excess]
+            self._trimmed += excess
 
     def on_line(self, call: Callable[[bytes], object] | None) -> None:
         """Call `call(line)` whenever the guest has ended a line, with its line feed; None: no longer.

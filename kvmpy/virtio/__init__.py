@@ -6,7 +6,10 @@ first named: `from kvmpy.virtio import Entropy`.
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from kvmpy.virtio.block import Block as Block
     from kvmpy.virtio.chain import Chain as Chain
+    from kvmpy.virtio.console import VirtioConsole as VirtioConsole
+    from kvmpy.virtio.console_port import ConsolePort as ConsolePort
     from kvmpy.virtio.device import VirtioDevice as VirtioDevice
     from kvmpy.virtio.entropy import Entropy as Entropy
     from kvmpy.virtio.features import DeviceStatus as DeviceStatus
@@ -16,10 +19,13 @@ if TYPE_CHECKING:
     from kvmpy.virtio.virtqueue import Virtqueue as Virtqueue
 
 _MODULE_OF = {
+    "Block": "block",
     "Chain": "chain",
+    "ConsolePort": "console_port",
     "DeviceStatus": "features",
     "Entropy": "entropy",
     "Feature": "features",
+    "VirtioConsole": "console",
     "VirtioDevice": "device",
     "VirtioMmio": "mmio",
     "Virtqueue": "virtqueue",
@@ -27,10 +33,13 @@ _MODULE_OF = {
 }
 
 __all__ = [
+    "Block",
     "Chain",
+    "ConsolePort",
     "DeviceStatus",
     "Entropy",
     "Feature",
+    "VirtioConsole",
     "VirtioDevice",
     "VirtioMmio",
     "Virtqueue",

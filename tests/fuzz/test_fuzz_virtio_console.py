@@ -1,0 +1,48 @@
+"""Whatever a guest does to the console device and its queues, the device works again after a reset."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import given, settings
+
+from kvmpy.virtio import VirtioConsole
+from virtio_driver import FakeDriver
+from virtio_hostile import EXAMPLES, PROGRAMS, HostileTarget
+
+MESSAGES = tuple(
+    struct.pack("<IHH", port, event, value) for port in (0, 1, 9) for event in (0, 3, 6, 5) for value in (0, 1)
+)
+CHANNELS: tuple[tuple[str, ...], ...] = ((), ("agent",))
+
+
+def works(driver: FakeDriver) -> None:
+    console = driver.device
+    assert isinstance(console, VirtioConsole)
+    assert driver.request([b"marker"], queue=1) == b""
+    assert console.output.endswith(b"marker")
+    if len(console.ports) > 1:
+        driver.request([struct.pack("<IHH", 0, 6, 1)], queue=3)
+    console.send(b"typed")
+    answer = driver.request(into=[100])
+    assert answer is not None
+    assert answer.endswith(b"typed")
+
+
+TARGETS = {
+    channels: HostileTarget(
+        lambda channels=channels: VirtioConsole(channels=channels, history=256),  # type: ignore[misc]
+        works=works,
+        requests=(b"", b"text\n", *MESSAGES),
+        config_size=12,
+    )
+    for channels in CHANNELS
+}
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+@settings(max_examples=EXAMPLES // 2)
+@given(program=PROGRAMS)
+def test_console(channels: tuple[str, ...], program: bytes) -> None:
+    TARGETS[channels].play(program)
