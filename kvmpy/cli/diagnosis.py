@@ -126,8 +126,8 @@ def guest_advice(findings: dict[str, Any]) -> list[Advice]:
         advice.append(
             Advice(
                 f"CPUID cannot hide features on this host: {', '.join(seeing)} that were not asked for",
-                "tell the guest otherwise (Linux: clearcpuid=), or hide leaves 7 and 0xD as a whole by --cpu plain. But "
-                "a kernel without XSAVE does not keep the AVX registers of programs, which use them all the same",
+                "tell the guest otherwise (Linux: clearcpuid=), or hide leaves 7 and 0xD as a whole by --cpu plain. "
+                "But a kernel without XSAVE does not keep the AVX registers of programs, which use them all the same",
             )
         )
     wrong = [name for name, answer in findings["instructions"].items() if answer == "wrong result"]

@@ -68,6 +68,8 @@ class CpuTemplate:
             feature(name)
         for name in sorted(self.on):
             lacking = self.off & {name, *needs(name)}
+            if self.only is not None:
+                lacking |= needs(name) - self.only - self.on
             if lacking:
                 raise UsageError(f"a CPU template cannot have {name} on and {min(lacking)} off")
         _check_unique("leaf and subleaf", [(entry.function, entry.index) for entry in self.leaves])
