@@ -101,6 +101,19 @@ def _table(index: int, name: str) -> property:
     return property(read, write, doc=f"{name.upper()}R: base and limit")
 
 
+_SEGMENTS_KEPT = 256
+_segments: dict[bytes, Segment] = {}
+"""By struct kvm_segment: a guest has a few, they are asked for at each exit, and making one takes 2 us."""
+
+
+def _segment_of(image: bytes) -> Segment:
+    base, limit, selector, kind, present, dpl, db, s, long, g, avl, unusable = KVM_SEGMENT.unpack(image)
+    return Segment(
+        selector, base, limit,
+        type=kind, present=present, dpl=dpl, db=db, s=s, l=long, g=g, avl=avl, unusable=unusable,
+    )  # fmt: skip
+
+
 def _no_register(name: str, names: "Iterable[str]") -> AttributeError:
     """For AL, EAX and their like, which are parts of the registers that KVM knows, and for the wrong object."""
     whole = _whole_register(name)
@@ -292,13 +305,13 @@ class LiveSystemRegisters:
         self._sync.mark_sregs()
 
     def _read_segment(self, at: int) -> Segment:
-        base, limit, selector, kind, present, dpl, db, s, long, g, avl, unusable = KVM_SEGMENT.unpack_from(
-            self._area, at
-        )
-        return Segment(
-            selector, base, limit,
-            type=kind, present=present, dpl=dpl, db=db, s=s, l=long, g=g, avl=avl, unusable=unusable,
-        )  # fmt: skip
+        image = self._area[at : at + SEGMENT_SIZE].tobytes()
+        segment = _segments.get(image)
+        if segment is None:
+            if len(_segments) >= _SEGMENTS_KEPT:
+                _segments.clear()
+            segment = _segments[image] = _segment_of(image)
+        return segment
 
     def _read_table(self, at: int) -> DescriptorTable:
         return DescriptorTable(*KVM_DTABLE.unpack_from(self._area, at))

@@ -308,6 +308,22 @@ class Vcpu(VcpuThread):
             self._sync.invalidate()
         return answer
 
+    def prepared(self, name: str, argument: "Any" = None) -> "Callable[[], int]":
+        """As `Descriptor.prepared`; what the ioctl means for the registers is looked up once, too."""
+        entry, checked = self._checked(name, argument)
+        if name not in _UNSEEN_BY_REGISTERS:
+            return lambda: self._call(entry, checked)
+        number = entry.number
+
+        def call() -> int:
+            self._check_access()
+            answer: int = raw_ioctl(self._fd, number, checked)
+            if answer < 0:
+                raise self._error(entry, ctypes.get_errno())
+            return answer
+
+        return call
+
     def _enter_unsynced(self, fd: int, request: int, zero: int) -> int:
         """KVM_RUN on a kernel without KVM_CAP_SYNC_REGS: registers go in before and are stale afterwards."""
         self._sync.flush()
