@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kvmpy.debug.crash_report import CrashReport
     from kvmpy.debug.debugger import Debugger
     from kvmpy.debug.gdb.server import GdbServer
+    from kvmpy.debug.profile import Profile
     from kvmpy.debug.symbols import LineTable, SymbolTable
     from kvmpy.debug.trace import Tracer
     from kvmpy.kvm import Vm
@@ -96,6 +97,16 @@ class Inspection:
         from kvmpy.debug.coverage import Coverage
 
         return Coverage(self, method, **options)  # type: ignore[arg-type]
+
+    def profile(self, *, interval: float = 0.01, symbols: "SymbolTable | None" = None) -> "Profile":
+        """Where the guest spends its time while a `with` block lasts, by function, and what Python takes of it.
+
+        A sample every `interval` seconds. `symbols` are those of the image unless others are given. See
+        `kvmpy.debug.profile.Profile`.
+        """
+        from kvmpy.debug.profile import Profile
+
+        return Profile(self, interval=interval, symbols=symbols)  # type: ignore[arg-type]
 
     # Symbols
 
