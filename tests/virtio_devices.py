@@ -29,6 +29,7 @@ class Echo(VirtioDevice):
         super().__init__()
         self.config: EchoConfig = EchoConfig(0x1122334455667788, 0x99AABBCC, 0xDD)
         self.handled: list[bytes] = []
+        self.count = 0
         self.written: list[tuple[int, bytes]] = []
         self.calls: list[str] = []
         self.on_chain: Callable[[Virtqueue, Chain], None] = self.echo
@@ -43,6 +44,7 @@ class Echo(VirtioDevice):
     def echo(self, queue: Virtqueue, chain: Chain) -> None:
         data = chain.read(0x1_0000)
         self.handled.append(data)
+        self.count += 1
         chain.write(data)
         chain.complete()
 
@@ -56,10 +58,10 @@ class Echo(VirtioDevice):
         self.calls.append("stopped")
 
     def device_state(self) -> dict[str, Any]:
-        return {"handled": len(self.handled)}
+        return {"count": self.count}
 
     def restore_device_state(self, state: dict[str, Any]) -> None:
-        self.calls.append(f"restored {state['handled']}")
+        self.count = state["count"]
 
 
 class Keeper(Echo):

@@ -186,7 +186,7 @@ class VirtioDevice:
     def write_status(self, value: int) -> None:
         """The driver writes the status (sections 2.1 and 3.1.1); 0 resets the device."""
         with self.lock:
-            value &= 0xFF
+            value = int(value) & 0xFF
             if value == 0:
                 self.reset()
                 return
