@@ -101,5 +101,5 @@ def _virtio_mmio(number: int, place: MmioDevice) -> bytes:
         name("_HID", "LNRO0005"),
         name("_UID", number),
         name("_CCA", 1),
-        name("_CRS", resource_template(memory, interrupt(place.gsi, edge=place.edge))),
+        name("_CRS", resource_template(memory, interrupt(place.gsi, edge=place.edge, shared=True))),
     )

@@ -37,9 +37,9 @@ def irq_no_flags(irq: int) -> bytes:
     return _IRQ.pack(0x22, 1 << irq)
 
 
-def interrupt(gsi: int, *, edge: bool) -> bytes:
-    """Interrupt (ResourceConsumer, Edge or Level, ActiveHigh, Exclusive) {gsi}"""
-    return _INTERRUPT.pack(0x89, 6, 1 | edge << 1, 1, gsi)
+def interrupt(gsi: int, *, edge: bool, shared: bool = False) -> bytes:
+    """Interrupt (ResourceConsumer, Edge or Level, ActiveHigh, Exclusive or Shared) {gsi}"""
+    return _INTERRUPT.pack(0x89, 6, 1 | edge << 1 | shared << 3, 1, gsi)
 
 
 def memory32_fixed(address: int, size: int) -> bytes:
