@@ -68,7 +68,7 @@ class BootPc(SmallPc):
         """The kernel, unpacked."""
         path = self.args.kernel
         if path is None:
-            path = str(newest_kernel())
+            path = newest_kernel()
             say(f"boots {path}, the newest kernel there")
         self._progress.phase(f"opening {path}")
         return open_kernel(path, self.args, _window())

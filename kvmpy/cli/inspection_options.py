@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
+import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvmpy.cli.small_pc import say
@@ -78,14 +77,17 @@ def looking_into(args: argparse.Namespace, machine: Machine) -> Iterator[None]:
 
 def write_crash_report(path: str, report: CrashReport) -> None:
     """Write a crash report in the form that the suffix says."""
-    suffix = Path(path).suffix
+    suffix = os.path.splitext(path)[1]
     if suffix == ".html":
         text = f'<!DOCTYPE html>\n<meta charset="utf-8">\n<title>kvmpy crash report</title>\n{report._repr_html_()}\n'
     elif suffix == ".json":
+        import json
+
         text = json.dumps(report.as_data(), indent=2) + "\n"
     else:
         text = f"{report}\n"
     try:
-        Path(path).write_text(text, encoding="utf-8")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
     except OSError as error:
         raise UsageError(f"the crash report cannot be written to {path}: {error.strerror}") from error

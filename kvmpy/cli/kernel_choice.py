@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import stat
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvmpy.errors import ImageError, UsageError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_kernel_arguments", "initramfs_of", "linux_command_line", "newest_kernel", "open_kernel"]
 
-BOOT_FOLDER = Path("/boot")
+BOOT_FOLDER = "/boot"
 _NAMES = ("vmlinuz", "vmlinux", "bzImage", "kernel")
 """What distributions call kernels, followed by a version."""
 
@@ -143,17 +143,19 @@ def initramfs_of(path: str, command_line: str) -> tuple[Initramfs, tuple[str, ..
     return archive, words
 
 
-def newest_kernel(folder: Path = BOOT_FOLDER) -> Path:
+def newest_kernel(folder: str = BOOT_FOLDER) -> str:
     """The kernel in `folder` that was built last, of those that may be read. Raises UsageError when there is none."""
     kernels: list[tuple[float, str]] = []
     closed: list[tuple[float, str]] = []
-    for path in folder.glob("*"):
-        if path.name.startswith(_NAMES) and not path.is_symlink() and "rescue" not in path.name:
-            status = path.stat()
-            if stat.S_ISREG(status.st_mode):
-                (kernels if os.access(path, os.R_OK) else closed).append((status.st_mtime, str(path)))
+    with os.scandir(folder) if os.path.isdir(folder) else contextlib.nullcontext(()) as entries:
+        for entry in entries:
+            if entry.name.startswith(_NAMES) and "rescue" not in entry.name:
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(status.st_mode):
+                    readable = os.access(entry.path, os.R_OK)
+                    (kernels if readable else closed).append((status.st_mtime, entry.path))
     if kernels:
-        return Path(max(kernels)[1])
+        return max(kernels)[1]
     if closed:
         what = f"{max(closed)[1]} may not be read by you: copy it with sudo, or name another kernel"
     else:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import time
 from typing import TYPE_CHECKING, Any, TextIO
@@ -140,6 +139,8 @@ def run_guest(
             if report is not sys.stderr:
                 say(describe(error))
         if report is not None:
+            import json
+
             json.dump(data, report, indent=2)
             report.write("\n")
     return status

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import calendar
 import threading
 import time
 from collections.abc import Callable
@@ -220,6 +219,8 @@ class Cmos(Device):
         second, minute, hour, weekday, day, month, year, century = self._clock
         days, rest = divmod(hour * 3600 + minute * 60 + second + elapsed, DAY_SECONDS)
         if days:
+            import calendar  # with datetime, a millisecond that most guests do not need
+
             weekday = (weekday - 1 + days) % 7 + 1
             full_year = century * 100 + year
             if not 1 <= full_year <= 9000:  # beyond what a calendar can do, and it may be years later

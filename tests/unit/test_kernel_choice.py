@@ -45,7 +45,7 @@ def kernels(folder: Path, *names: str) -> None:
 
 def test_the_kernel_that_was_built_last_is_taken(tmp_path: Path) -> None:
     kernels(tmp_path, "vmlinuz-6.1.0-9", "vmlinuz-6.1.0-10", "initrd.img-6.1.0-10", "System.map-6.1.0-10", "config")
-    assert newest_kernel(tmp_path) == tmp_path / "vmlinuz-6.1.0-10"
+    assert newest_kernel(str(tmp_path)) == f"{tmp_path}/vmlinuz-6.1.0-10"
 
 
 def test_links_folders_and_rescue_kernels_are_none(tmp_path: Path) -> None:
@@ -53,29 +53,29 @@ def test_links_folders_and_rescue_kernels_are_none(tmp_path: Path) -> None:
     (tmp_path / "vmlinuz").symlink_to("vmlinuz-0-rescue-abc")
     (tmp_path / "kernel").mkdir()
     (tmp_path / "vmlinuz-gone").symlink_to("nowhere")
-    assert newest_kernel(tmp_path) == tmp_path / "vmlinuz-1"
+    assert newest_kernel(str(tmp_path)) == f"{tmp_path}/vmlinuz-1"
 
 
 def test_where_there_is_none_it_is_said_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"there is no kernel in .*scripts/fetch-kernel"):
-        newest_kernel(tmp_path)
+        newest_kernel(str(tmp_path))
     with pytest.raises(UsageError, match="there is no kernel in"):
-        newest_kernel(tmp_path / "nowhere")
+        newest_kernel(f"{tmp_path}/nowhere")
 
 
 def test_a_kernel_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels(tmp_path, "vmlinuz-1", "vmlinuz-2")
     monkeypatch.setattr(os, "access", lambda path, mode: str(path).endswith("-1"))
-    assert newest_kernel(tmp_path) == tmp_path / "vmlinuz-1"
+    assert newest_kernel(str(tmp_path)) == f"{tmp_path}/vmlinuz-1"
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(UsageError, match=r"vmlinuz-2 may not be read by you"):
-        newest_kernel(tmp_path)
+        newest_kernel(str(tmp_path))
 
 
 def test_the_command_without_a_kernel_takes_it_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("kvmpy.cli.boot.newest_kernel", lambda: newest_kernel(tmp_path))
+    monkeypatch.setattr("kvmpy.cli.boot.newest_kernel", lambda: newest_kernel(str(tmp_path)))
     assert main(["boot"]) == 2
     assert "there is no kernel in" in capsys.readouterr().err
     (tmp_path / "vmlinuz-7").write_bytes(b"no kernel")
