@@ -7,7 +7,7 @@ too (arch/x86/kvm: its default routing), where other monitors move it to pin 2. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from kvmpy._value import frozen
 
 __all__ = [
     "IOAPIC_ADDRESS",
@@ -28,7 +28,7 @@ ISA_IRQS = 16
 CASCADE_IRQ = 2  # the second PIC hangs on it: no device can
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class IsaDevice:
     """A device at `port` and the following ones, with the ISA interrupt `irq`, if it has one."""
 
@@ -36,7 +36,7 @@ class IsaDevice:
     irq: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MmioDevice:
     """A device with `size` bytes of registers at `address`, and the interrupt input `gsi`."""
 
@@ -46,7 +46,7 @@ class MmioDevice:
     edge: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FixedHardware:
     """ACPI's fixed hardware (ACPI 6.5, 4.8.3): the ports of its registers, and the interrupt SCI.
 
@@ -63,7 +63,7 @@ class FixedHardware:
     timer_bits: int = 32
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SleepRegisters:
     """What hardware-reduced ACPI has instead (ACPI 6.5, 4.8.3.7): the ports of a byte each, and the same numbers."""
 
@@ -74,7 +74,7 @@ class SleepRegisters:
     s5: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Platform:
     """A PC with local APICs, one IOAPIC and an ISA bus.
 
