@@ -6,7 +6,8 @@ KVM's processors are as after a reset (SDM vol. 3, table 10-1). A kernel expects
   Type Range Registers (MTRRs)"). Linux leaves the page attribute table alone when the MTRRs are off.
 * The boot processor's local APIC lets interrupts of the PICs through, and NMIs: "virtual wire mode" (MultiProcessor
   Specification 1.4, 3.6.2.2). The others are reset by INIT anyway when the kernel starts them.
-* Fast string operations are on (SDM vol. 4, IA32_MISC_ENABLE).
+* Fast string operations are on (SDM vol. 4, IA32_MISC_ENABLE). On AMD's processors, which have no such switch, the TSC
+  counts at the rate of P-state 0, whatever the state (APM vol. 2, HWCR.TscFreqSel); Linux calls all else a bug.
 
 The page attribute table and the APIC base have their usual values from the reset on.
 """
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from kvmpy.kvm import Vcpu, Vm
+    from kvmpy.x86.cpuid import CpuidTable
 
 __all__ = ["mtrr_values", "set_as_firmware"]
 
@@ -33,6 +35,7 @@ _UNCACHED, _WRITE_BACK = 0, 6
 _ENABLED, _FIXED_ENABLED, _VALID = 1 << 11, 1 << 10, 1 << 11
 _HAS_FIXED, _COUNT = 1 << 8, 0xFF
 _FAST_STRINGS = 1
+_TSC_FREQ_SEL = 1 << 24
 
 _SPURIOUS, _LINT0, _LINT1 = 0xF0, 0x350, 0x360
 _SOFTWARE_ENABLED, _VECTOR = 1 << 8, 0xFF
@@ -67,20 +70,23 @@ def mtrr_values(capabilities: int, address_bits: int) -> list[tuple[int, int]]:
 
 
 def _msrs(vcpu: Vcpu) -> list[tuple[int, int]]:
+    table = vcpu.get_cpuid()
     values: list[tuple[int, int]] = []
     try:
-        values += mtrr_values(vcpu.get_msr(Msr.MTRR_CAP), _address_bits(vcpu))
+        values += mtrr_values(vcpu.get_msr(Msr.MTRR_CAP), _address_bits(table))
         enable = vcpu.get_msr(Msr.MISC_ENABLE)
+        if not enable & _FAST_STRINGS:
+            values.append((Msr.MISC_ENABLE, enable | _FAST_STRINGS))
+        if table.vendor in ("AuthenticAMD", "HygonGenuine"):  # the last one, which KVM refuses before Linux 6.8
+            values.append((Msr.HWCR, vcpu.get_msr(Msr.HWCR) | _TSC_FREQ_SEL))
     except KvmError:  # a KVM without these registers
-        return values
-    if not enable & _FAST_STRINGS:
-        values.append((Msr.MISC_ENABLE, enable | _FAST_STRINGS))
+        pass
     return values
 
 
-def _address_bits(vcpu: Vcpu) -> int:
+def _address_bits(table: CpuidTable) -> int:
     """How wide physical addresses are: CPUID 0x80000008, EAX bits 7:0; 36 without that leaf (SDM vol. 3, 4.1.4)."""
-    sizes = vcpu.get_cpuid().find(0x8000_0008)
+    sizes = table.find(0x8000_0008)
     return sizes.eax & 0xFF if sizes is not None and sizes.eax & 0xFF else 36
 
 

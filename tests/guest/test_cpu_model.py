@@ -283,6 +283,17 @@ def test_a_flat_image_starts_as_after_a_reset() -> None:
         assert machine.vcpus[0].get_msr(Msr.MTRR_DEF_TYPE) == 0
 
 
+def test_linux_finds_no_fault_in_how_the_tsc_of_amds_processors_counts() -> None:
+    with Machine(memory=4 * MiB, cpu={"vendor": "AuthenticAMD"}) as machine:
+        try:  # KVM knows the bit from Linux 6.8 on
+            machine.vcpus[0].set_msr(Msr.HWCR, 1 << 24)
+        except KvmError:
+            pytest.skip("this KVM refuses HWCR.TscFreqSel")
+        machine.vcpus[0].set_msr(Msr.HWCR, 0)
+        machine.load(kernel("cli; hlt"))
+        assert machine.vcpus[0].get_msr(Msr.HWCR) == 1 << 24
+
+
 def test_what_a_template_says_of_a_memory_type_stays() -> None:
     with Machine(memory=4 * MiB, cpu={"msrs": {"MTRR_DEF_TYPE": "0xc00"}}) as machine:
         machine.load(kernel("cli; hlt"))
