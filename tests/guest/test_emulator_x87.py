@@ -1,4 +1,4 @@
-"""x87 control, loads, stores and exchanges in software, against the processor."""
+"""x87 control, loads, stores, exchanges, arithmetic and comparisons in software, against the processor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from instruction_batch import Batch, assemble_each, batch, compare_batch, xsave_image
+from instruction_batch import Batch, assemble_each, batch, compare_batch, compare_forms, xsave_image
 from instruction_comparison import Given, xcr0
 
 pytestmark = pytest.mark.kvm
@@ -35,12 +35,36 @@ fnstenv [rsi] | data16 fnstenv [rsi] | fldenv [rsi + 16] | data16 fldenv [rsi + 
 fnsave [rsi] | data16 fnsave [rsi] | frstor [rsi + 16] | data16 frstor [rsi + 16]
 """
 
+OPERATIONS = {
+    name: f"""
+    f{name} dword ptr [rsi] | f{name} qword ptr [rsi] | f{name} st, st(3) | f{name} st(2), st | f{name} st, st(0)
+    fi{name} dword ptr [rsi] | fi{name} word ptr [rsi] | f{name}p st(1), st | f{name}p st(4), st
+    """
+    for name in ("add", "mul", "sub", "subr", "div", "divr")
+} | {
+    "cmov": """
+    fcmovb st, st(1) | fcmove st, st(2) | fcmovbe st, st(3) | fcmovu st, st(4)
+    fcmovnb st, st(1) | fcmovne st, st(2) | fcmovnbe st, st(3) | fcmovnu st, st(4)
+    """,
+    "com": """
+    fcom dword ptr [rsi] | fcomp dword ptr [rsi] | fcom qword ptr [rsi] | fcomp qword ptr [rsi]
+    ficom dword ptr [rsi] | ficomp dword ptr [rsi] | ficom word ptr [rsi] | ficomp word ptr [rsi]
+    fcom st(1) | fcomp st(2) | fcompp
+    """,
+    "ucom": "fucom st(1) | fucomp st(2) | fucompp | ftst | fxam",
+    "comi": "fcomi st, st(1) | fcomip st, st(3) | fucomi st, st(1) | fucomip st, st(3)",
+    "others": "fchs | fabs | fnop | fbstp tbyte ptr [rsi]",
+    "sqrt": "fsqrt", "rndint": "frndint", "scale": "fscale", "xtract": "fxtract", "prem": "fprem", "prem1": "fprem1",
+}  # fmt: skip
+"""What computes, by what it does."""
+
 
 def forms(*groups: str) -> list[str]:
     return [form.strip() for group in groups for form in group.replace("\n", "|").split("|") if form.strip()]
 
 
 FORMS = forms(CONTROL, LOADS, STORES, STACK, ENVIRONMENT)
+COMPUTING = forms(*OPERATIONS.values())
 
 
 def state(chance: random.Random, number: int, place: int) -> Given:
@@ -69,12 +93,36 @@ def states() -> Iterator[Batch]:
 
 @pytest.fixture(scope="module")
 def codes() -> dict[str, bytes]:
-    return assemble_each(FORMS)
+    return assemble_each([*FORMS, *COMPUTING])
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_processor_gives_the_same(states: Batch, codes: dict[str, bytes], form: str) -> None:
     compare_batch(states, codes[form], leave_out=_pushes_an_empty_register(form))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_the_processor_computes_the_same(states: Batch, codes: dict[str, bytes], name: str) -> None:
+    compare_forms(states, codes, forms(OPERATIONS[name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", COMPUTING)
+def test_the_processor_computes_the_same_in_each_form(states: Batch, codes: dict[str, bytes], form: str) -> None:
+    compare_batch(states, codes[form])
+
+
+def decimal(chance: random.Random, number: int, place: int) -> Given:
+    """18 decimal digits at RSI, as FBLD takes them."""
+    given = state(chance, number, place)
+    digits = "".join(chance.choices("0123456789", k=18))[: chance.randrange(19)].rjust(18, "0")
+    given.data = bytes.fromhex(digits)[::-1] + bytes((chance.choice((0, 0x80)),)) + bytes(118)
+    return given
+
+
+def test_packed_decimals_are_loaded(codes: dict[str, bytes]) -> None:
+    with batch(decimal, "x87 decimals") as made:
+        compare_batch(made, assemble_each(["fbld tbyte ptr [rsi]"])["fbld tbyte ptr [rsi]"])
 
 
 def _pushes_an_empty_register(form: str) -> Callable[[Given], bool]:

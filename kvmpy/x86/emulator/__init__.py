@@ -22,6 +22,8 @@ from kvmpy.x86.emulator import (
     vector_moves,
     vector_shifts,
     vector_shuffles,
+    x87_arithmetic,
+    x87_comparison,
     x87_control,
     x87_environment,
     x87_moves,
@@ -39,8 +41,8 @@ __all__ = [
 
 _FAMILIES = (
     bit_manipulation, far_return, locked, software_interrupts, system, vector_512, vector_cipher, vector_conversions,
-    vector_elements, vector_floating, vector_integer, vector_moves, vector_shifts, vector_shuffles, x87_control,
-    x87_environment, x87_moves, xsave,
+    vector_elements, vector_floating, vector_integer, vector_moves, vector_shifts, vector_shuffles, x87_arithmetic,
+    x87_comparison, x87_control, x87_environment, x87_moves, xsave,
 )  # fmt: skip
 """The modules whose rows make the table."""
 

@@ -1,4 +1,4 @@
-"""x87 loads, stores, exchanges: FLD, FST, FILD, FIST, FXCH, FFREE, FINCSTP, constants (SDM vol. 2). No arithmetic."""
+"""x87 loads, stores, exchanges: FLD, FST, FILD, FIST, FXCH, FFREE, FINCSTP, constants (SDM vol. 2)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from kvmpy.x86.emulator.x87_numbers import (
     to_integer,
 )
 from kvmpy.x86.emulator.x87_stack import INDEFINITE, INVALID, PRECISION, STACK_FAULT, X87Stack
+
+__all__ = ["store"]
 
 _EXCEPTIONS = 0x3F
 _TRUNCATE = 3
@@ -115,7 +117,7 @@ for _place, _name in enumerate(_CONSTANTS):
 # Stores
 
 
-def _store(op: Operands, stack: X87Stack, size: int, value: int, flags: int, *, pops: bool) -> None:
+def store(op: Operands, stack: X87Stack, size: int, value: int, flags: int, *, pops: bool) -> None:
     """Store what `flags` allow, pop. Nothing is stored when an exception but precision is not masked."""
     kept = not flags & ~stack.control & (_EXCEPTIONS & ~PRECISION)
     if kept:
@@ -134,7 +136,7 @@ def _store_binary(op: Operands, kind: Format, *, pops: bool) -> None:
         value = to_binary(INDEFINITE, kind, 0)[0], INVALID | STACK_FAULT
     else:
         value = to_binary(stack[0], kind, stack.control)
-    _store(op, stack, kind.size, *value, pops=pops)
+    store(op, stack, kind.size, *value, pops=pops)
 
 
 @instruction("fst m32", 0, 0xD9, prefix=None, digit=2, operand=MEMORY)
@@ -161,7 +163,7 @@ def _fstp_64(op: Operands) -> None:
 def _fstp_80(op: Operands) -> None:
     stack = X87Stack(op)
     value = (INDEFINITE, INVALID | STACK_FAULT) if stack.is_empty(0) else (stack[0], 0)
-    _store(op, stack, 10, *value, pops=True)
+    store(op, stack, 10, *value, pops=True)
 
 
 def _store_integer(op: Operands, size: int, *, pops: bool, truncates: bool = False) -> None:
@@ -170,14 +172,14 @@ def _store_integer(op: Operands, size: int, *, pops: bool, truncates: bool = Fal
         value = 1 << 8 * size - 1, INVALID | STACK_FAULT
     else:
         value = to_integer(stack[0], size, _TRUNCATE if truncates else stack.control >> 10 & 3)
-    _store(op, stack, size, *value, pops=pops)
+    store(op, stack, size, *value, pops=pops)
 
 
 def _integer_stores(size: int, opcode: int, digit: int, *, pops: bool, truncates: bool = False) -> None:
     name = "fisttp" if truncates else "fistp" if pops else "fist"
 
     @instruction(f"{name} m{8 * size}", 0, opcode, prefix=None, digit=digit, operand=MEMORY)
-    def store(op: Operands) -> None:
+    def execute(op: Operands) -> None:
         _store_integer(op, size, pops=pops, truncates=truncates)
 
 

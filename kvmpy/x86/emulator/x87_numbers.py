@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from kvmpy.x86.emulator.x87_stack import C1, DENORMAL, INDEFINITE, INVALID, OVERFLOW, PRECISION, UNDERFLOW
 
-__all__ = ["DOUBLE", "SINGLE", "Format", "from_binary", "from_integer", "tag", "to_binary", "to_integer"]
+__all__ = ["DOUBLE", "SINGLE", "Format", "from_binary", "from_integer", "rounded", "tag", "to_binary", "to_integer"]
 
 _BIAS, _MAX = 0x3FFF, 0x7FFF
 _INTEGER_BIT, _QUIET = 1 << 63, 1 << 62
@@ -70,7 +70,7 @@ def tag(value: int) -> int:
     return 0 if exponent not in (0, _MAX) and significand & _INTEGER_BIT else 2
 
 
-def _round(magnitude: int, shift: int, negative: bool, rounding: int) -> tuple[int, bool, bool]:
+def rounded(magnitude: int, shift: int, negative: bool, rounding: int) -> tuple[int, bool, bool]:
     """`magnitude` / 2^shift as an integer by FCW.RC: the integer, whether that is inexact, whether it is larger."""
     if shift <= 0:
         return magnitude << -shift, False, False
@@ -107,7 +107,7 @@ def to_binary(value: int, kind: Format, control: int) -> tuple[int, int]:
     lead = significand.bit_length() - 64
     significand, power = significand << -lead, power + lead
     rounding = control >> 10 & 3
-    result, inexact, up = _round(significand, 63 - kind.fraction, negative, rounding)
+    result, inexact, up = rounded(significand, 63 - kind.fraction, negative, rounding)
     flags = (PRECISION if inexact else 0) | (C1 if up else 0)
     if result >> kind.fraction + 1:
         result, rounded_power = result >> 1, power + 1
@@ -125,7 +125,7 @@ def to_binary(value: int, kind: Format, control: int) -> tuple[int, int]:
     # Tiny: denormal, or zero.
     if not control & UNDERFLOW:
         return 0, UNDERFLOW  # exact results underflow only when that is not masked
-    result, inexact, up = _round(significand, 63 - kind.fraction + least - power, negative, rounding)
+    result, inexact, up = rounded(significand, 63 - kind.fraction + least - power, negative, rounding)
     return sign | result, (PRECISION | UNDERFLOW if inexact else 0) | (C1 if up else 0)
 
 
@@ -136,7 +136,7 @@ def to_integer(value: int, size: int, rounding: int) -> tuple[int, int]:
     indefinite = 1 << bits - 1
     if exponent == _MAX or _is_unsupported(exponent, significand) or exponent > _BIAS + 64:
         return indefinite, INVALID
-    whole, inexact, up = _round(significand, _BIAS + 63 - max(exponent, 1), negative, rounding)
+    whole, inexact, up = rounded(significand, _BIAS + 63 - max(exponent, 1), negative, rounding)
     if whole > indefinite - (not negative):
         return indefinite, INVALID
     return (-whole if negative else whole) & (1 << bits) - 1, (PRECISION if inexact else 0) | (C1 if up else 0)

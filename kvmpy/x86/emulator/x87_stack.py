@@ -11,7 +11,10 @@ from kvmpy.x86.emulator.processor import RIP, Operands
 from kvmpy.x86.flags import Cr0
 
 __all__ = [
+    "C0",
     "C1",
+    "C2",
+    "C3",
     "DENORMAL",
     "INDEFINITE",
     "INVALID",
@@ -19,6 +22,7 @@ __all__ = [
     "PRECISION",
     "STACK_FAULT",
     "UNDERFLOW",
+    "ZERO_DIVIDE",
     "X87Stack",
     "check_pending",
     "check_x87",
@@ -27,8 +31,8 @@ __all__ = [
 
 _NM, _MF = 7, 16
 _EM_OR_TS, _NE = int(Cr0.EM | Cr0.TS), int(Cr0.NE)  # plain numbers: an operation on flags makes an object
-INVALID, DENORMAL, OVERFLOW, UNDERFLOW, PRECISION, STACK_FAULT = 0x1, 0x2, 0x8, 0x10, 0x20, 0x40
-_ES, C1, _TOP = 0x80, 0x200, 0x3800
+INVALID, DENORMAL, ZERO_DIVIDE, OVERFLOW, UNDERFLOW, PRECISION, STACK_FAULT = 0x1, 0x2, 0x4, 0x8, 0x10, 0x20, 0x40
+_ES, C0, C1, C2, C3, _TOP = 0x80, 0x100, 0x200, 0x400, 0x4000, 0x3800
 INDEFINITE = 0xFFFF_C000_0000_0000_0000
 """The quiet NaN that answers masked invalid operations (SDM vol. 1, 4.8.3.7)."""
 
@@ -76,6 +80,10 @@ class X87Stack:
         state.put(FIP, op.general[RIP], 8)
         if op.it.memory is not None:
             state.put(FDP, op.address(), 8)
+
+    def keep_c1(self) -> None:
+        """For the few instructions that leave C1 as it is, unless they find an empty register."""
+        self.status |= self.state.get(FSW, 2) & C1
 
     @property
     def top(self) -> int:
