@@ -84,13 +84,16 @@ class HostileTarget:
     """A kind of device to be attacked: `make` makes one, `works(driver)` asserts that it does what it is for.
 
     `requests` are how its requests begin, `config_size` how many bytes of its configuration space are of interest.
+    `host(device, number)` does something with the device that comes from the host, such as data that arrives.
     """
 
     def __init__(
         self, make: Callable[[], VirtioDevice], *, works: Callable[[FakeDriver], None],
         requests: Sequence[bytes] = (b"",), config_size: int = 16,
+        host: Callable[[VirtioDevice, int], None] = lambda device, number: None,
     ) -> None:  # fmt: skip
         self.make, self.works, self.requests, self.config_size = make, works, tuple(requests), config_size
+        self.host = host
         self._backing = bytearray(PADDING + RAM + 0x1000 + PADDING)
         whole = memoryview(self._backing)
         self.memory = GuestMemory()
@@ -172,7 +175,8 @@ class _Play:
         for index in range(8):
             byte = program.byte()
             flags = 1 if loop else byte >> 6
-            queue.desc(index, 0x5_0000 + 0x1000 * (byte & 7), LENGTHS[byte >> 3 & 7], flags, index + 1 & 7)
+            length = 0 if loop else LENGTHS[byte >> 3 & 7]
+            queue.desc(index, 0x5_0000 + 0x1000 * (byte & 7), length, flags, index + 1 & 7)
 
     def register(self) -> None:
         offset = REGISTERS[self.program.byte() % len(REGISTERS)]
@@ -292,6 +296,7 @@ class _Play:
                 timer.call()
         for event in list(board.write_events.values()):
             event.call()
+        self.target.host(self.device, self.program.byte())
 
     def restore(self) -> None:
         """The machine is saved and restored, perhaps with requests in flight; memory may have changed meanwhile."""

@@ -220,7 +220,7 @@ class Virtqueue:
                 try:
                     handle(self, chain)
                 except BaseException:
-                    if not chain.done:
+                    if next(reversed(self._in_flight), None) is chain:
                         self.put_back(chain)
                     raise
         self.device.transport.process_later(self)
