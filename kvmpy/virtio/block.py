@@ -145,21 +145,7 @@ class Block(VirtioDevice):
             return
         kind, _, sector = HEADER.unpack(header)
         if kind == _IN:
-            length = chain.writable_left - 1
-            if not self._within(sector, length):
-                self._end(chain, _IOERR)
-                return
-            views = chain.take_writable(length)
-            offset = sector * SECTOR
-            slow = False
-            if length <= self._at_once:
-                self._at_once -= length
-                if not length or self.file.read_cached(views, offset, length):
-                    chain.write(_STATUS[_OK])
-                    chain.complete()
-                    return
-                slow = self.file.reads_cached
-            self._later(chain, partial(self.file.read, views, offset), length, slow=slow)
+            self._read(chain, sector)
         elif kind == _OUT:
             length = chain.readable_left
             # 5.2.6.2: an error for a write to a read-only device.
@@ -179,6 +165,25 @@ class Block(VirtioDevice):
             self._ranges(chain, kind == BlockType.DISCARD)
         else:
             self._end(chain, _UNSUPP)
+
+    def _read(self, chain: Chain, sector: int) -> None:
+        length = chain.writable_left - 1
+        if length % SECTOR or sector + length // SECTOR > self._sectors:
+            self.counters["bad_request"] += 1
+            self._end(chain, _IOERR)
+            return
+        slow = False
+        views = chain.writable
+        # Nearly all drivers have a buffer of its own for the status; others take the longer way.
+        if length <= self._at_once and len(views[-1]) == 1:
+            self._at_once -= length
+            file = self.file
+            if file.read_cached(views[:-1], sector * SECTOR, length):
+                views[-1][0] = _OK
+                chain.complete(length + 1)
+                return
+            slow = file.reads_cached
+        self._later(chain, partial(self.file.read, chain.take_writable(length), sector * SECTOR), length, slow=slow)
 
     def _within(self, sector: int, length: int) -> bool:
         """5.2.6.1: whole sectors, and none beyond the capacity."""

@@ -149,7 +149,7 @@ def pages_not_on_the_disk(path: Path) -> int | None:
     with path.open("rb") as file:
         if ctypes.CDLL(None).syscall(451, file.fileno(), ctypes.byref(whole), ctypes.byref(answer), 0):
             return None
-    return answer.dirty + answer.writeback
+    return int(answer.dirty + answer.writeback)
 
 
 CHILD = """
