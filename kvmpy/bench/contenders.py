@@ -128,9 +128,9 @@ class Contenders:
             pass
         return (time.perf_counter_ns() - start) / 1e6
 
-    def qemu_result(self, rom: Path, *, serial: Path | None = None) -> int:
+    def qemu_result(self, rom: Path, *devices: str, serial: Path | None = None) -> int:
         """What the firmware's guest wrote to its result port; `serial` is where the 16550 writes to."""
-        with self._run_qemu(rom, *_QEMU_DEVICES, serial=serial) as process:
+        with self._run_qemu(rom, *_QEMU_DEVICES, *devices, serial=serial) as process:
             result = cast(IO[bytes], process.stdout).read()
         if len(result) != 4:
             raise BenchError(f"QEMU's guest wrote {len(result)} bytes, not 4")

@@ -14,6 +14,7 @@ import struct
 
 __all__ = [
     "DEVICE_MMIO", "DEVICE_PORT", "EXIT_PORT", "PROGRAMS", "RESULT_PORT", "ROM_START", "SOURCES", "firmware",
+    "rom_of",
 ]  # fmt: skip
 
 ROM_SIZE = 0x1_0000
@@ -160,6 +161,11 @@ def firmware(name: str, count: int = 0) -> bytes:
     code = bytearray(PROGRAMS[name])
     if count:
         struct.pack_into("<I", code, _COUNT_OFFSET, count)
-    rom = code.ljust(ROM_SIZE, b"\0")
+    return rom_of(code)
+
+
+def rom_of(code: bytes | bytearray) -> bytes:
+    """A ROM that starts with `code`, in real mode."""
+    rom = bytearray(code.ljust(ROM_SIZE, b"\0"))
     rom[0xFFF0:0xFFF3] = b"\xe9\x0d\x00"  # jmp to offset 0, which is 0xd bytes further on in the 64 KiB of segment F000
     return bytes(rom)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from kvmpy import Kvm, __version__
 from kvmpy.bench import (
+    disk_reads,
     exit_cost,
     instruction_completion,
     interpreter_lock,
@@ -31,6 +32,7 @@ BENCHMARKS: dict[str, Callable[[Session], list[Row]]] = {
     "exits": exit_cost.measure,
     "python": python_part.measure,
     "serial": serial_output.measure,
+    "disk": disk_reads.measure,
     "start": process_start.measure,
     "lifecycle": vm_lifecycle.measure_rate,
     "kicks": kick_latency.measure,
@@ -43,7 +45,7 @@ BENCHMARKS: dict[str, Callable[[Session], list[Row]]] = {
 WITHOUT_KVM = {"python"}
 """Benchmarks that need no /dev/kvm."""
 
-_AMONG_OTHERS = {"exits", "serial", "kicks", "lock", "registers", "completion"}
+_AMONG_OTHERS = {"exits", "serial", "disk", "kicks", "lock", "registers", "completion"}
 """Those that measure a guest which runs, and not how it comes and goes: see `_another_vm`."""
 
 
