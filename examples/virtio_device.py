@@ -53,7 +53,7 @@ class Rotate(VirtioDevice):
         chain.complete()
 
     def rotate(self, letter: int) -> int:
-        for first in (ord("a"), ord("A"))[: 1 if self.has_feature(LOWER_CASE_ONLY) else 2]:
+        for first in b"aA"[: 1 if self.has_feature(LOWER_CASE_ONLY) else 2]:
             if first <= letter < first + 26:
                 return first + (letter - first + self.shift) % 26
         return letter
