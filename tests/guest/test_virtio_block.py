@@ -8,7 +8,10 @@ import os
 import random
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from struct import pack
 
@@ -55,14 +58,22 @@ def program(
 
 
 def run(
-    made: GuestProgram, block: Block, *, ioeventfd: bool = False, irqfd: bool = False, ring: int = 0
-) -> Counter[str]:
-    """Run the guest, which checks all it can see; the exits that the requests cost, and `interrupts`."""
+    made: GuestProgram, block: Block, *, ioeventfd: bool = False, irqfd: bool = False, ring: int = 0,
+    meanwhile: Callable[[VirtioMmio], object] | None = None,
+) -> Counter[str]:  # fmt: skip
+    """Run the guest, which checks all it can see; the exits that the requests cost, and `interrupts`.
+
+    `meanwhile` is called in another thread."""
     with Machine(memory=16 * MiB) as machine:
-        machine.add(VirtioMmio(block, address=ADDRESS, irq=5, ioeventfd=ioeventfd, irqfd=irqfd))
+        transport = machine.add(VirtioMmio(block, address=ADDRESS, irq=5, ioeventfd=ioeventfd, irqfd=irqfd))
+        thread = threading.Thread(target=meanwhile, args=(transport,)) if meanwhile else None
+        if thread:
+            thread.start()
         machine.add(DebugExit())
         machine.load(ElfImage(made.elf, ring=ring))
         outcome = machine.run(timeout=30)
+        if thread:
+            thread.join()
         assert (outcome.end, (outcome.code or 0) >> 1) == (End.EXITED, 0)
         assert machine.host_errors == []
         assert block.last_host_error is None
@@ -129,6 +140,23 @@ def test_a_batch_of_reads_interrupts_once_even_without_the_event_index(image: Pa
     image.read_bytes()  # into the page cache
     exits = run(program("BATCHES", batch=32, interrupt=True, wanted=ALL & ~EVENT_IDX), Block(image), ioeventfd=True)
     assert exits["status"] <= ROUNDS
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["reads", "writes"])
+@pytest.mark.parametrize("ioeventfd", [False, True], ids=["exits", "ioeventfd"])
+def test_a_disk_that_is_stopped_and_goes_on_loses_nothing(image: Path, ioeventfd: bool, kind: int) -> None:
+    stops: list[int] = []
+
+    def stop_and_go(transport: VirtioMmio) -> None:
+        while len(stops) < 100:
+            transport.quiesce()
+            assert [queue.in_flight for queue in transport.device.queues] == [0]
+            stops.append(transport.state()["device"]["queues"][0]["used"])
+            transport.resume()
+            time.sleep(0.001)
+
+    run(program("BATCHES", kind=kind, batch=32), Block(image), ioeventfd=ioeventfd, ring=3, meanwhile=stop_and_go)
+    assert len(set(stops)) > 2  # it was stopped in the midst
 
 
 # --- what is on the disk --------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -762,6 +763,65 @@ def test_the_state_holds_the_cache_mode(disks: Callable[..., Disk]) -> None:
     for queue in again.driver.queues:
         queue.driver, queue.memory = again.driver, again.driver.memory
     assert again.read(9) == (OK, content(9))
+
+
+STOPPED = """
+import os, pickle, signal, sys, threading
+sys.path[:0] = sys.argv[2:]
+from test_virtio_block import SECTOR, Block, BlockType, Disk
+disk = Disk(Block(sys.argv[1]))
+never, real = threading.Event(), os.pwritev
+
+def pwritev(fd, views, offset, flags=0):
+    if offset >= 100 * SECTOR:
+        real(fd, [views[0][:100]], offset)  # a part is written, and there it ends
+        never.wait()
+    return real(fd, views, offset, flags)
+
+os.pwritev = pwritev
+for number in range(3):
+    disk.add(BlockType.IN, number, room=SECTOR)
+    disk.add(BlockType.OUT, 50 + number, bytes([number]) * SECTOR)
+    disk.driver.queues[0].kick()
+disk.wait(6)
+disk.add(BlockType.OUT, 100, b"\\xaa" * 4 * SECTOR)
+disk.add(BlockType.IN, 7, room=SECTOR)
+disk.add(BlockType.OUT, 120, b"\\xbb" * SECTOR)
+disk.driver.queues[0].kick()
+disk.wait(1)
+disk.add(BlockType.OUT, 130, b"\\xcc" * SECTOR)  # of which the device does not know yet
+ring = disk.driver.queues[0]
+saved = disk.driver.mmio.state(), disk.driver.memory.read(0, 0x10_0000), vars(ring) | {"driver": 0, "memory": 0}
+sys.stdout.buffer.write(pickle.dumps(saved))
+sys.stdout.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_was_under_way_is_finished_in_another_process(disks: Callable[..., Disk], image: Path) -> None:
+    tests = Path(__file__).parents[1]
+    command = [sys.executable, "-c", STOPPED, str(image), str(tests), str(tests / "unit"), str(tests.parent)]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (-9, b"")
+    state, memory, ring = pickle.loads(done.stdout)
+    assert image.read_bytes()[100 * SECTOR :][: 4 * SECTOR] == b"\xaa" * 100 + content(100, 4)[100:]
+    assert len(state["device"]["queues"][0]["in_flight"]) == 2
+
+    disk = disks(start=False)
+    driver = disk.driver
+    driver.memory.write(0, memory)
+    driver.mmio.restore(state)
+    driver.queues = [FakeQueue.__new__(FakeQueue)]
+    vars(driver.queues[0]).update(ring, driver=driver, memory=driver.memory)
+    assert [timer.deadline for timer in driver.board.timers] == [None]
+    driver.mmio.resume()
+    driver.board.timers[0].call()  # what the host input thread does
+    assert disk.wait(3) == [b"\0"] * 3
+    expected = bytearray(content(0, SECTORS))
+    for sector, data in ((50, b"\0"), (51, b"\1"), (52, b"\2"), (100, b"\xaa" * 4), (120, b"\xbb"), (130, b"\xcc")):
+        expected[sector * SECTOR : (sector + len(data)) * SECTOR] = data * SECTOR
+    assert image.read_bytes() == expected
+    assert disk.read(7) == (OK, content(7))
 
 
 def test_a_state_needs_an_image_of_its_size(disks: Callable[..., Disk], image: Path) -> None:
