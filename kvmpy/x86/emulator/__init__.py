@@ -10,9 +10,11 @@ from __future__ import annotations
 from kvmpy.x86.emulator import (
     bit_manipulation,
     far_return,
+    legacy_integer,
     locked,
     software_interrupts,
     system,
+    undefined,
     vector_512,
     vector_cipher,
     vector_conversions,
@@ -40,9 +42,9 @@ __all__ = [
 ]  # fmt: skip
 
 _FAMILIES = (
-    bit_manipulation, far_return, locked, software_interrupts, system, vector_512, vector_cipher, vector_conversions,
-    vector_elements, vector_floating, vector_integer, vector_moves, vector_shifts, vector_shuffles, x87_arithmetic,
-    x87_comparison, x87_control, x87_environment, x87_moves, xsave,
+    bit_manipulation, far_return, legacy_integer, locked, software_interrupts, system, undefined, vector_512,
+    vector_cipher, vector_conversions, vector_elements, vector_floating, vector_integer, vector_moves, vector_shifts,
+    vector_shuffles, x87_arithmetic, x87_comparison, x87_control, x87_environment, x87_moves, xsave,
 )  # fmt: skip
 """The modules whose rows make the table."""
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from kvmpy.x86.descriptors import decode_segment
 from kvmpy.x86.emulator.guest_exception import GuestException
-from kvmpy.x86.emulator.processor import Operands, within_limit
+from kvmpy.x86.emulator.processor import Operands
+from kvmpy.x86.emulator.stack import Stack, pointer_mask, set_stack_pointer
 from kvmpy.x86.emulator.table import UnknownInstruction, instruction
 from kvmpy.x86.event_delivery.protected_mode import NULL
 from kvmpy.x86.flags import Cr0, Efer, Rflags
 from kvmpy.x86.registers import Segment
 
 _NP, _SS, _GP = 11, 12, 13
-_RSP = 4
 _PE, _LMA = int(Cr0.PE), int(Efer.LMA)
 _NT, _VM, _IF, _IOPL = int(Rflags.NT), int(Rflags.VM), int(Rflags.IF), 0x3000
 _ALWAYS = 0x4DD5
@@ -22,45 +22,6 @@ _ALWAYS = 0x4DD5
 _WITH_32_BITS = int(Rflags.RF | Rflags.AC | Rflags.ID)
 _VIRTUAL = int(Rflags.VIF | Rflags.VIP)
 _ACCESSED, _CODE, _CONFORMING, _WRITABLE = 1, 8, 4, 2
-
-
-class _Stack:
-    """What is on the stack, read without taking it: nothing changes before all is known to be good."""
-
-    def __init__(self, op: Operands) -> None:
-        self._op = op
-        self._segment: Segment = op.cpu.sregs.ss
-        self._wide = op.it.bits == 64
-        self._mask = _mask_of(self._segment, self._wide)
-        self._top = op.register(_RSP) & self._mask
-
-    def __getitem__(self, place: int) -> int:
-        """The number that is `place` operands from the top."""
-        return self.at(place * self._op.it.operand_size)
-
-    def at(self, offset: int) -> int:
-        """The number that is `offset` bytes from the top."""
-        size = self._op.it.operand_size
-        at = self._top + offset & self._mask
-        if not self._wide:
-            if not within_limit(self._segment, at, size):
-                raise GuestException.of(_SS, 0)
-            at = at + self._segment.base & 0xFFFF_FFFF
-        return int.from_bytes(self._op.cpu.memory.read(at, size), "little")
-
-    def drop(self, count: int) -> None:
-        """Take `count` bytes from it."""
-        _set_stack_pointer(self._op, self._top + count, self._mask)
-
-
-def _mask_of(segment: Segment, wide: bool) -> int:
-    """The bits of the stack pointer that count."""
-    return 0xFFFF_FFFF_FFFF_FFFF if wide else 0xFFFF_FFFF if segment.db else 0xFFFF
-
-
-def _set_stack_pointer(op: Operands, value: int, mask: int) -> None:
-    size = mask.bit_length() // 8
-    op.set_register(_RSP, value & mask, size)
 
 
 class _Descriptor:
@@ -130,7 +91,7 @@ def _outer_stack(op: Operands, selector: int, code: Segment) -> _Descriptor | No
     return found
 
 
-def _leave(op: Operands, stack: _Stack, selector: int, target: int, *, taken: int, released: int = 0) -> None:
+def _leave(op: Operands, stack: Stack, selector: int, target: int, *, taken: int, released: int = 0) -> None:
     """Go to `selector`:`target`. So far `taken` operands are off the stack; `released` bytes more go from it.
 
     For an outer ring its stack pointer and SS follow on the stack, and `released` bytes go from that stack, too.
@@ -138,19 +99,19 @@ def _leave(op: Operands, stack: _Stack, selector: int, target: int, *, taken: in
     sregs = op.cpu.sregs
     code = _code(op, selector, target)
     ring = selector & 3
-    taken_bytes = taken * op.it.operand_size + released
+    taken_bytes = taken * stack.size + released
     if ring == op.cpl:
         sregs.cs = code.loaded()
         stack.drop(taken_bytes)
         op.target = target
         return
-    pointer = stack.at(taken_bytes)
-    stack_selector = stack.at(taken_bytes + op.it.operand_size) & 0xFFFF
+    pointer = stack.read(stack.top + taken_bytes)
+    stack_selector = stack.read(stack.top + taken_bytes + stack.size) & 0xFFFF
     outer = _outer_stack(op, stack_selector, code.segment)
     sregs.cs = code.loaded()
     sregs.ss = NULL.replace(selector=stack_selector, s=1, type=3, dpl=ring) if outer is None else outer.loaded()
     wide = bool(sregs.cs.l and sregs.efer & _LMA)
-    _set_stack_pointer(op, pointer + released, _mask_of(sregs.ss, wide))
+    set_stack_pointer(op, pointer + released, pointer_mask(sregs.ss, wide))
     for name in ("es", "fs", "gs", "ds"):
         segment: Segment = getattr(sregs, name)
         shared = segment.type & (_CODE | _CONFORMING) == _CODE | _CONFORMING
@@ -164,7 +125,7 @@ def _iret(op: Operands) -> None:
     before, cpl, size = op.flags, op.cpl, op.it.operand_size
     if not op.cpu.sregs.cr0 & _PE or before & (_VM | _NT):  # KVM does the first; virtual-8086 mode, a return to a task
         raise UnknownInstruction(b"\xcf")
-    stack = _Stack(op)
+    stack = Stack(op, op.it.operand_size)
     target, selector, flags = stack[0], stack[1] & 0xFFFF, stack[2]
     if size == 4 and flags & _VM and not cpl:
         raise UnknownInstruction(b"\xcf")
@@ -183,7 +144,7 @@ def _iret(op: Operands) -> None:
 def _far_return(op: Operands, released: int) -> None:
     if not op.cpu.sregs.cr0 & _PE or op.flags & _VM:
         raise UnknownInstruction(b"\xcb")
-    stack = _Stack(op)
+    stack = Stack(op, op.it.operand_size)
     _leave(op, stack, stack[1] & 0xFFFF, stack[0], taken=2, released=released)
 
 
