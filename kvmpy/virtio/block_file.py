@@ -209,7 +209,10 @@ class ImageFile:
         """Whether space can be given back. (Asked with a hole behind the end, where there is nothing to lose.)"""
         if not self._regular:
             return True  # the host's disk may have an opinion of its own, each time
-        return self._allocate(_PUNCH_HOLE | _KEEP_SIZE, self.size + self.block_size, self.block_size)
+        try:
+            return self._allocate(_PUNCH_HOLE | _KEEP_SIZE, self.size + self.block_size, self.block_size)
+        except OSError:  # it knows how, but not there
+            return True
 
     def discard(self, offset: int, length: int) -> None:
         """Give the space back, as far as the file system can; these bytes then read as zeros."""
