@@ -4,7 +4,7 @@ A template says how to make the CPUID of a guest from what a host's KVM supports
 begin with another value than KVM's. It knows no host and no machine: how many processors there are, what they share and
 how fast their clocks are is the machine's own (`kvmpy.x86.cpuid_topology`, `kvmpy.x86.cpuid_platform`).
 
-`TEMPLATES` are those that have a name: `host`, `portable`, `plain`. `cpu_template` takes a name or a dict:
+`TEMPLATES` are those that have a name: `host`, `portable`, `plain`. `cpu_template` takes a name or a dict::
 
     cpu_template({"base": "portable", "features": {"sse4_2": False}, "brand": "My processor"})
 

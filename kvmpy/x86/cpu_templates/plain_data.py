@@ -1,6 +1,6 @@
 """Templates as plain data: the dicts that users write, and JSON files.
 
-All keys may be left out:
+All keys may be left out::
 
     {
       "name": "old",
