@@ -17,6 +17,7 @@ from kvmpy.bench import (
     python_part,
     register_access,
     serial_output,
+    virtio_requests,
     vm_lifecycle,
 )
 from kvmpy.bench.contenders import Contenders
@@ -32,6 +33,7 @@ BENCHMARKS: dict[str, Callable[[Session], list[Row]]] = {
     "exits": exit_cost.measure,
     "python": python_part.measure,
     "serial": serial_output.measure,
+    "virtio": virtio_requests.measure,
     "disk": disk_reads.measure,
     "start": process_start.measure,
     "lifecycle": vm_lifecycle.measure_rate,
@@ -45,7 +47,7 @@ BENCHMARKS: dict[str, Callable[[Session], list[Row]]] = {
 WITHOUT_KVM = {"python"}
 """Benchmarks that need no /dev/kvm."""
 
-_AMONG_OTHERS = {"exits", "serial", "disk", "kicks", "lock", "registers", "completion"}
+_AMONG_OTHERS = {"virtio", "exits", "serial", "disk", "kicks", "lock", "registers", "completion"}
 """Those that measure a guest which runs, and not how it comes and goes: see `_another_vm`."""
 
 
