@@ -15,7 +15,7 @@ from typing import IO, cast
 from kvmpy.bench import guests
 from kvmpy.errors import KvmpyError
 
-__all__ = ["C_SOURCES", "BenchError", "CProgram", "Contenders"]
+__all__ = ["C_SOURCES", "BenchError", "CProgram", "Contenders", "milliseconds_until"]
 
 C_SOURCES = Path(__file__).parent
 """Where the C programs are."""
@@ -32,8 +32,35 @@ _QEMU_DEVICES = (
 )  # fmt: skip
 
 
+# Not -cpu host: QEMU 7.2 aborts with it where an MSR cannot be set. qemu64's sse3 is missing in some KVMs.
+_QEMU_LEAST = (
+    "-cpu", "qemu64,-sse3", "-m", "16", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+)  # fmt: skip
+
+
 class BenchError(KvmpyError):
     """A contender could not be built, or did not do what it should."""
+
+
+def milliseconds_until(text: bytes, *command: str, stderr: bool = False) -> float:
+    """From starting a process until it has written `text` to its standard output, or error. It is ended then.
+
+    Raises BenchError when it ends by itself before.
+    """
+    begin = time.perf_counter_ns()
+    stream, other = ("stderr", "stdout") if stderr else ("stdout", "stderr")
+    streams = {stream: subprocess.PIPE, other: subprocess.DEVNULL}
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, bufsize=0, **streams) as process:  # type: ignore[call-overload]
+        said = b""
+        try:
+            while text not in said:
+                more = getattr(process, stream).read(0x1000)
+                if not more:
+                    raise BenchError(f"{' '.join(command)}\nended without a word of {text!r}: {said[-1000:]!r}")
+                said += more
+            return (time.perf_counter_ns() - begin) / 1e6
+        finally:
+            process.kill()
 
 
 class CProgram:
@@ -128,6 +155,12 @@ class Contenders:
             pass
         return (time.perf_counter_ns() - start) / 1e6
 
+    def qemu_until(self, text: bytes, *arguments: str) -> float:
+        """Milliseconds from starting QEMU's PC with these arguments until it writes `text` to its standard output."""
+        if self._qemu is None:
+            raise BenchError(self.no_qemu)
+        return milliseconds_until(text, self._qemu, "-machine", "pc,accel=kvm", *_QEMU_LEAST, *arguments)
+
     def qemu_result(self, rom: Path, *devices: str, serial: Path | None = None) -> int:
         """What the firmware's guest wrote to its result port; `serial` is where the 16550 writes to."""
         with self._run_qemu(rom, *_QEMU_DEVICES, *devices, serial=serial) as process:
@@ -141,10 +174,8 @@ class Contenders:
         """QEMU's quickest machine, with as little in it as possible, until its guest has ended it."""
         if self._qemu is None:
             raise BenchError(self.no_qemu)
-        # Not -cpu host: QEMU 7.2 aborts with it where an MSR cannot be set. qemu64's sse3 is missing in some KVMs.
         command = [
-            self._qemu, "-machine", _MICROVM + ("on" if serial else "off"), "-cpu", "qemu64,-sse3", "-m", "16",
-            "-bios", str(rom), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+            self._qemu, "-machine", _MICROVM + ("on" if serial else "off"), *_QEMU_LEAST, "-bios", str(rom),
             "-device", f"isa-debug-exit,iobase={guests.EXIT_PORT:#x},iosize=4", *devices,
         ]  # fmt: skip
         if serial is not None:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import struct
 
 __all__ = [
-    "DEVICE_MMIO", "DEVICE_PORT", "EXIT_PORT", "PROGRAMS", "RESULT_PORT", "ROM_START", "SOURCES", "firmware",
+    "DEVICE_MMIO", "DEVICE_PORT", "EXIT_PORT", "MULTIBOOT", "MULTIBOOT_SOURCE", "MULTIBOOT_START", "MULTIBOOT_TEXT",
+    "PROGRAMS", "RESULT_PORT", "ROM_START", "SOURCES", "firmware",
     "rom_of",
 ]  # fmt: skip
 
@@ -151,6 +152,29 @@ PROGRAMS = {
     "exit": bytes.fromhex("baf40031c0eef4ebfd"),
 }
 """Name -> machine code."""
+
+MULTIBOOT_START = 0x10_0000
+MULTIBOOT_TEXT = b"Hello, kernel"
+MULTIBOOT_SOURCE = """
+# A Multiboot 1 header with address fields, and a kernel that prints a line on COM1 and waits for ever.
+        .code32
+header: .long 0x1badb002, 0x00010000, 0xe4514ffe
+        .long header, header, 0, 0, start
+start:  mov esi, offset text
+        mov edx, 0x3f8
+next:   lodsb
+        out dx, al
+        test al, al
+        jnz next
+wait:   hlt
+        jmp wait
+text:   .asciz "Hello, kernel"
+"""
+MULTIBOOT = bytes.fromhex(
+    "02b0ad1b00000100fe4f51e40000100000001000000000000000000020001000be33001000baf8030000acee84c075fa"
+    "f4ebfd48656c6c6f2c206b65726e656c00"
+)
+"""A kernel that any Multiboot loader starts: MULTIBOOT_SOURCE, linked for MULTIBOOT_START."""
 
 _COUNT_OFFSET = 0x18
 """Where the variable `count` of a program is."""

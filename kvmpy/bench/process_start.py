@@ -17,7 +17,7 @@ from kvmpy.bench.contenders import BenchError
 from kvmpy.bench.rows import Row, Sampler, Target, alternate
 from kvmpy.bench.session import Session
 
-__all__ = ["measure"]
+__all__ = ["interpreter", "measure"]
 
 HELLO = Path(__file__).with_name("hello.py")
 IMPORT = "from kvmpy import Hlt, IoOut, Kvm"
@@ -28,7 +28,7 @@ _ROOT = Path(kvmpy.__file__).parent.parent
 
 def measure(session: Session) -> list[Row]:
     """The whole process, and what importing the names of hello.py adds to an empty one."""
-    python = _interpreter()
+    python = interpreter()
     samplers: dict[str, Sampler] = {
         "kvmpy": lambda: _milliseconds(*python, str(HELLO)),
         "python -c pass": lambda: _milliseconds(*python, "-c", "pass"),
@@ -46,7 +46,7 @@ def measure(session: Session) -> list[Row]:
     return [hello, Row(f"{IMPORT} adds", "ms", imported.minus(empty), target=Target(25), note=NOTE)]
 
 
-def _interpreter() -> tuple[str, ...]:
+def interpreter() -> tuple[str, ...]:
     """The interpreter, with the options by which it finds this kvmpy and does not read PYTHON* variables."""
     command = [sys.executable, "-I", "-c", "import kvmpy; print(kvmpy.__file__)"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

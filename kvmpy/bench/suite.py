@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from kvmpy import Kvm, __version__
 from kvmpy.bench import (
+    boot_time,
     disk_reads,
     exit_cost,
     instruction_completion,
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[Session], list[Row]]] = {
     "virtio": virtio_requests.measure,
     "disk": disk_reads.measure,
     "start": process_start.measure,
+    "boot": boot_time.measure,
     "lifecycle": vm_lifecycle.measure_rate,
     "kicks": kick_latency.measure,
     "lock": interpreter_lock.measure,

@@ -27,13 +27,14 @@ EPILOG = """benchmarks, for --only:
   python     of that, Python's own part: the run loop over a stub in place of KVM_RUN (needs no /dev/kvm)
   serial     16550 output per character
   start      the whole process `python hello.py`, and the import
+  boot       SeaBIOS and a Multiboot kernel, from the command to what they print
   lifecycle  VMs created, run to the first exit and closed, a second
   kicks      from vcpu.kick() to the return of a busy guest
   lock       an exit beside a Python thread that computes
   registers  reading registers in a handler, with SYNC_REGS and without
   completion instructions that KVM gives up on, done in software, beside a bare exit
 
-It takes less than a minute. The machine should have nothing else to do."""
+It takes about a minute, two where KVM runs guests in software. The machine should have nothing else to do."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 import gnu_toolchain
 from kvmpy.bench import guests
-from kvmpy.bench.contenders import C_SOURCES, BenchError, Contenders
+from kvmpy.bench.contenders import C_SOURCES, BenchError, Contenders, milliseconds_until
 
 SOURCES = sorted(C_SOURCES.glob("*.c"))
 
@@ -82,3 +82,19 @@ def test_nothing_is_left_behind() -> None:
         folder = contenders.folder
         assert folder.is_dir()
     assert not folder.exists()
+
+
+def test_the_multiboot_kernel_is_its_source() -> None:
+    code, _ = gnu_toolchain.assemble_with_symbols(guests.MULTIBOOT_SOURCE, address=guests.MULTIBOOT_START)
+    assert code == guests.MULTIBOOT
+    assert guests.MULTIBOOT_TEXT in code
+
+
+def test_the_time_until_a_word_is_over_with_the_word() -> None:
+    assert milliseconds_until(b"two", "sh", "-c", "echo one; sleep 0.01; printf 'tw'; printf 'o'; sleep 60") > 0
+    assert milliseconds_until(b"two", "sh", "-c", "echo one; echo two >&2; sleep 60", stderr=True) > 0
+
+
+def test_a_process_that_never_says_the_word_is_an_error() -> None:
+    with pytest.raises(BenchError, match="ended without a word of b'two'"):
+        milliseconds_until(b"two", "echo", "one")
