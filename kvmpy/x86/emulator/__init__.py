@@ -12,6 +12,7 @@ from kvmpy.x86.emulator import (
     far_return,
     legacy_integer,
     locked,
+    mmx,
     software_interrupts,
     system,
     undefined,
@@ -42,7 +43,7 @@ __all__ = [
 ]  # fmt: skip
 
 _FAMILIES = (
-    bit_manipulation, far_return, legacy_integer, locked, software_interrupts, system, undefined, vector_512,
+    bit_manipulation, far_return, legacy_integer, locked, mmx, software_interrupts, system, undefined, vector_512,
     vector_cipher, vector_conversions, vector_elements, vector_floating, vector_integer, vector_moves, vector_shifts,
     vector_shuffles, x87_arithmetic, x87_comparison, x87_control, x87_environment, x87_moves, xsave,
 )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Protocol
 from kvmpy.x86.emulator.extended_state import ExtendedState
 from kvmpy.x86.emulator.guest_exception import GuestException
 from kvmpy.x86.emulator.linear_memory import LinearMemory
-from kvmpy.x86.instruction import Instruction
+from kvmpy.x86.instruction import Instruction, MemoryOperand
 from kvmpy.x86.registers import GENERAL_REGISTERS, Segment, SystemRegisters
 
 __all__ = ["RFLAGS", "RIP", "Operands", "Processor", "within_limit"]
@@ -119,9 +119,10 @@ class Operands:
         """The linear address of the memory operand. Raises GuestException (#GP, #SS) when it cannot be one."""
         return self.linear(0)
 
-    def linear(self, offset: int) -> int:
-        """The linear address `offset` bytes into the memory operand."""
-        it, operand = self.it, self.it.memory
+    def linear(self, offset: int, operand: MemoryOperand | None = None) -> int:
+        """The linear address `offset` bytes into the memory operand, or into one that the instruction implies."""
+        it = self.it
+        operand = operand or it.memory
         assert operand is not None  # a row that says memory has one
         value = operand.displacement + offset
         if operand.base is not None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kvmpy.x86.emulator.table import Execute
 
 __all__ = [
-    "OUTSIDE_REAL_MODE", "Operation", "both", "by_lane", "check_aligned", "check_avx", "check_sse", "check_vector",
+    "OPERATIONS", "OUTSIDE_REAL_MODE", "Operation", "both", "by_lane", "check_aligned", "check_avx", "check_sse", "check_vector",
     "destination", "first_source", "packed", "vector", "vector_size", "vector_source",
 ]  # fmt: skip
 
@@ -34,6 +34,9 @@ OUTSIDE_REAL_MODE = (32, 64)
 
 Operation = Callable[[int, int, int, int], int]
 """(first source, second source, bytes, immediate) -> the result. An instruction with one source has it second."""
+
+OPERATIONS: dict[str, Operation] = {}
+"""What the instructions made by `packed` compute, by name: other encodings of them compute the same."""
 
 
 def check_sse(op: Operands) -> ExtendedState:
@@ -154,6 +157,7 @@ def packed(
     VEX.L has to be 1, or 0.
     """
     operation = by_lane(operation) if lanes else operation
+    OPERATIONS[name] = operation
     memory_must_be_aligned = part == 1
 
     def execute_legacy(op: Operands) -> None:

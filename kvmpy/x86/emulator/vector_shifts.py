@@ -8,6 +8,7 @@ from kvmpy.x86.emulator.lanes import elementwise, join, split
 from kvmpy.x86.emulator.processor import Operands
 from kvmpy.x86.emulator.table import REGISTER, instruction
 from kvmpy.x86.emulator.vector_operands import (
+    OPERATIONS,
     OUTSIDE_REAL_MODE,
     Operation,
     by_lane,
@@ -74,6 +75,7 @@ def _by_immediate(name: str, opcode: int, digit: int, operation: Operation) -> N
 
 def _by_register(name: str, opcode: int, operation: Operation) -> None:
     """Rows: the count is the low 64 bits of a register or of 16 bytes in memory, whatever the vector's size."""
+    OPERATIONS[name] = operation
 
     @instruction(name, 1, opcode, prefix=0x66)
     def legacy(op: Operands) -> None:
