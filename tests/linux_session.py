@@ -35,8 +35,8 @@ PROMPT = "kvmpy# "
 APPLETS = (
     "cat", "chmod", "cmp", "cut", "date", "dd", "dmesg", "echo", "env", "false", "free", "getty", "grep", "halt",
     "head", "hexdump", "hostname", "ifconfig", "init", "kill", "ls", "md5sum", "mkdir", "mknod", "mount", "nproc", "od",
-    "ping", "poweroff", "ps", "reboot", "rm", "route", "sed", "seq", "sh", "sha256sum", "sleep", "sort", "stat", "sync", "tail",
-    "taskset", "tee", "test", "touch", "tr", "true", "umount", "uname", "uniq", "vi", "wc", "wget", "yes",
+    "ping", "poweroff", "ps", "reboot", "rm", "route", "sed", "seq", "sh", "sha256sum", "sleep", "sort", "stat", "sync",
+    "tail", "taskset", "tee", "test", "touch", "tr", "true", "umount", "uname", "uniq", "vi", "wc", "wget", "yes",
 )  # fmt: skip
 
 _RC = """#!/bin/sh
