@@ -46,8 +46,8 @@ class InterruptStatus:
             before = self.causes
             self.causes = before | causes
             if not before:
-                if self.event is not None:
-                    self.event.signal()
+                if (event := self.event) is not None:
+                    event.signal()
                 else:
                     self.line.raise_line()
 
@@ -58,9 +58,9 @@ class InterruptStatus:
             self.causes = left = before & ~causes
             if left == before:
                 return
-            if self.event is not None:
+            if (event := self.event) is not None:
                 if left:
-                    self.event.signal()
+                    event.signal()
             else:
                 self.line.lower_line()
                 if left:  # an edge for what is left

@@ -1,6 +1,6 @@
 /*
  * Sends ROUNDS x BATCH requests to the virtio device of kind DEVICE_ID at ADDRESS, and checks what comes back.
- * Each asks for 16 bytes; the device fills them with a byte that is not zero.
+ * Each asks for 16 bytes in two buffers; the device fills them with a byte that is not zero.
  *
  *     WANTED     feature bits to accept
  *     INTERRUPT  0: poll; 1: wait for IRQ 5 each round, even if everything is there already
@@ -19,6 +19,7 @@
 static char memory[KVMPY_VIRTQ_BYTES(SIZE)] __attribute__((aligned(16)));
 static struct kvmpy_virtio_mmio device;
 static struct kvmpy_virtq queue;
+static struct kvmpy_virtq_desc tables[SIZE][2];
 static unsigned char answers[SIZE][16];
 static volatile uint64_t *const result = (uint64_t *)RESULT;
 static volatile uint64_t interrupts, spurious;
@@ -102,10 +103,13 @@ __attribute__((section(".text.entry"))) void _start(void)
     result[0] = ticks();
     for (unsigned round = 0; round < ROUNDS; round++) {
         for (unsigned number = 0; number < BATCH; number++) {
-            struct kvmpy_buffer answer = {answers[number], sizeof answers[number]};
+            struct kvmpy_buffer halves[2] = {{answers[number], 8}, {answers[number] + 8, 8}};
 
-            answers[number][0] = 0;
-            check(kvmpy_virtq_add(&queue, 0, 0, &answer, 1) >= 0, 4);
+            answers[number][0] = answers[number][15] = 0;
+            if (device.features >> KVMPY_VIRTIO_F_INDIRECT_DESC & 1)
+                check(kvmpy_virtq_add_indirect(&queue, tables[number], 0, 0, halves, 2) >= 0, 4);
+            else
+                check(kvmpy_virtq_add(&queue, 0, 0, halves, 2) >= 0, 4);
         }
         kvmpy_virtq_want_interrupt(&queue, INTERRUPT ? BATCH : 0);
         kvmpy_virtq_publish(&queue);
@@ -117,7 +121,7 @@ __attribute__((section(".text.entry"))) void _start(void)
             check(kvmpy_virtq_take(&queue, &length) >= 0 && length == sizeof answers[0], 5);
         }
         for (unsigned number = 0; number < BATCH; number++)
-            check(answers[number][0] != 0, 6);
+            check(answers[number][0] != 0 && answers[number][15] != 0, 6);
     }
     result[0] = ticks() - result[0];
     result[1] = interrupts;

@@ -159,6 +159,38 @@ static inline int kvmpy_virtq_add(struct kvmpy_virtq *queue, const struct kvmpy_
     return head;
 }
 
+/*
+ * The same with an indirect table (section 2.7.5.3, feature INDIRECT_DESC): the request takes one descriptor of the
+ * queue, however many buffers it has. `table`, with an entry for each buffer, stays the request's until it comes back.
+ */
+static inline int kvmpy_virtq_add_indirect(struct kvmpy_virtq *queue, struct kvmpy_virtq_desc *table,
+                                           const struct kvmpy_buffer *out, unsigned out_count,
+                                           const struct kvmpy_buffer *in, unsigned in_count)
+{
+    unsigned count = out_count + in_count;
+    uint16_t head = queue->free_head;
+
+    if (count == 0 || queue->free_count == 0)
+        return -1;
+    for (unsigned number = 0; number < count; number++) {
+        const struct kvmpy_buffer *buffer = number < out_count ? &out[number] : &in[number - out_count];
+
+        table[number].address = (uintptr_t)buffer->data;
+        table[number].length = buffer->length;
+        table[number].flags = (uint16_t)((number + 1 < count ? KVMPY_VIRTQ_NEXT : 0) |
+                                         (number < out_count ? 0 : KVMPY_VIRTQ_WRITE));
+        table[number].next = (uint16_t)(number + 1);
+    }
+    queue->desc[head].address = (uintptr_t)table;
+    queue->desc[head].length = (uint32_t)(count * sizeof *table);
+    queue->desc[head].flags = KVMPY_VIRTQ_INDIRECT;
+    queue->free_head = queue->desc[head].next;
+    queue->free_count--;
+    queue->avail->ring[queue->next_avail % queue->size] = head;
+    queue->next_avail++;
+    return head;
+}
+
 /* Show the device all that was added: one index for many requests. */
 static inline void kvmpy_virtq_publish(struct kvmpy_virtq *queue)
 {
