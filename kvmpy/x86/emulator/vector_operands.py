@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from kvmpy.x86.emulator.table import Execute
 
 __all__ = [
-    "OPERATIONS", "OUTSIDE_REAL_MODE", "Operation", "both", "by_lane", "check_aligned", "check_avx", "check_sse", "check_vector",
-    "destination", "first_source", "packed", "vector", "vector_size", "vector_source",
+    "OPERATIONS", "OUTSIDE_REAL_MODE", "Operation", "both", "by_lane", "check_aligned", "check_avx", "check_sse",
+    "check_vector", "destination", "first_source", "packed", "vector", "vector_size", "vector_source",
 ]  # fmt: skip
 
 _UD, _NM, _GP = 6, 7, 13
