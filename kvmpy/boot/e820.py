@@ -6,10 +6,10 @@ Linux (boot_params), multiboot kernels and PVH all take it in this form, with th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from kvmpy._value import frozen
 from kvmpy.boot.image import LoadedRange
 from kvmpy.boot.placement import ram_spans
 
@@ -41,7 +41,7 @@ class E820Type(IntEnum):
     PERSISTENT = 7
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class E820Entry:
     """`size` bytes from guest-physical `address` on, of one type."""
 

@@ -7,9 +7,9 @@ into guest memory, and tells the kernel what they answer: the addresses that are
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from kvmpy._value import frozen
 from kvmpy.boot.e820 import E820Entry
 from kvmpy.boot.image import LoadedRange
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["FirmwareTables", "PlacedTables", "place_tables"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PlacedTables:
     """Where tables were put: the `ranges` they take, what the memory map says of these, and the RSDP's address.
 

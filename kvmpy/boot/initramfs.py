@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from kvmpy._value import frozen
 from kvmpy.errors import UsageError
 
 __all__ = ["DeviceNode", "File", "Initramfs", "Link"]
@@ -22,7 +22,7 @@ _NAME_LIMIT = 4096  # PATH_MAX, which the kernel's unpacker holds names and the 
 _MAJOR_LIMIT, _MINOR_LIMIT = 1 << 12, 1 << 20  # a dev_t of Linux
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class File:
     """A regular file with `data` and permission bits `mode`."""
 
@@ -30,14 +30,14 @@ class File:
     mode: int = 0o644
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Link:
     """A symbolic link to `target`."""
 
     target: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeviceNode:
     """A device node: `kind` "c" (character) or "b" (block), with its numbers. /dev/console is ("c", 5, 1)."""
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from kvmpy._value import frozen
 from kvmpy.boot.boot_memory import BootMemory
 from kvmpy.boot.e820 import ONE_MIB, e820_map
 from kvmpy.boot.elf import ElfImage
@@ -45,7 +45,7 @@ _IN_EAX = {1: 0x2BAD_B002, 2: 0x36D7_6289}
 _PAGE = 0x1000
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MultibootModule:
     """A file that comes along with a multiboot kernel (a path or the bytes), and the string that goes with it."""
 

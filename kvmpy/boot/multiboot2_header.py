@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
+from kvmpy._value import frozen
 from kvmpy.boot.multiboot_header import AddressFields
 from kvmpy.errors import ImageError
 
@@ -109,7 +109,7 @@ class _Tag(NamedTuple):
         return struct.unpack_from(f"<{len(self.data) // 4}I", self.data)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Multiboot2Header:
     """A header, found and checked. `offset` is its place in the file; `addresses` is None for an ELF file.
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntFlag
 from typing import TYPE_CHECKING
 
+from kvmpy._value import frozen
 from kvmpy.errors import ImageError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _KNOWN = Multiboot1Flags.PAGE_ALIGN | Multiboot1Flags.MEMORY_INFO | Multiboot1Fl
 _REQUIREMENTS = 0xFFFF
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AddressFields:
     """Where a file goes that is no ELF file, all in physical addresses; `offset` is that of load_addr in the file.
 
@@ -84,7 +84,7 @@ class AddressFields:
         return cls(offset, load_addr, size, end)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Multiboot1Header:
     """A header, found and checked; `offset` is its place in the file. An ELF file needs no `addresses` and `entry`."""
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntFlag
 from typing import TYPE_CHECKING
 
+from kvmpy._value import frozen
 from kvmpy.boot.e820 import E820Entry, E820Type
 from kvmpy.boot.field_table import Fields
 from kvmpy.boot.multiboot2_header import InformationTag
@@ -83,7 +83,7 @@ class InformationFlags(IntFlag):
     FRAMEBUFFER = 1 << 12
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LoadedModule:
     """A module in guest memory, and the string that goes with it."""
 
@@ -92,7 +92,7 @@ class LoadedModule:
     string: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SectionHeaders:
     """The section header table of an ELF kernel: each sh_addr says where the section is in memory."""
 
@@ -102,7 +102,7 @@ class SectionHeaders:
     names: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BootInformation:
     """All that a kernel is told. Strings without their terminating zero; `rsdp` and `load_base` may be None."""
 

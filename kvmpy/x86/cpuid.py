@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
 
+from kvmpy._value import frozen, replace
 from kvmpy.errors import RegisterValueError, UsageError
 from kvmpy.x86.cpuid_features import FEATURES, Feature, FeatureName, feature
 
@@ -20,7 +20,10 @@ _INDEXED_LEAVES = frozenset(
 """Leaves whose answer depends on ECX, as KVM marks them."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
+_FIELDS = ("function", "index", "eax", "ebx", "ecx", "edx", "flags")
+
+
+@frozen
 class CpuidEntry:
     """The answer to a leaf (`function`, EAX on input) and subleaf (`index`, ECX on input): struct kvm_cpuid_entry2.
 
@@ -36,10 +39,15 @@ class CpuidEntry:
     flags: int = 0
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
-            value = getattr(self, name)
+        for name, value in zip(_FIELDS, self._values(), strict=True):
             if not 0 <= value < 1 << 32:
                 raise RegisterValueError(f"cpuid {name}", value, 32)
+
+    def _values(self) -> tuple[int, ...]:
+        return (self.function, self.index, self.eax, self.ebx, self.ecx, self.edx, self.flags)
+
+    def __lt__(self, other: CpuidEntry) -> bool:
+        return self._values() < other._values()
 
     def answers(self, function: int, index: int) -> bool:
         """Whether this is the entry for a leaf and subleaf."""

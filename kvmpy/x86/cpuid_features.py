@@ -6,9 +6,9 @@ leaf 0x80000001 have a name only in leaf 1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
+from kvmpy._value import frozen
 from kvmpy.errors import UsageError
 
 __all__ = ["FEATURES", "Feature", "FeatureName", "Register", "feature", "feature_name"]
@@ -16,7 +16,7 @@ __all__ = ["FEATURES", "Feature", "FeatureName", "Register", "feature", "feature
 Register = Literal["eax", "ebx", "ecx", "edx"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Feature:
     """One bit of a CPUID answer: leaf, subleaf, register and bit number (0 to 31; UsageError for others)."""
 

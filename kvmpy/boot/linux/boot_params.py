@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvmpy._value import frozen
 from kvmpy.boot.field_table import Fields
 from kvmpy.boot.linux.setup_header import SETUP_HEADER, START
 
@@ -38,7 +38,7 @@ E820_LIMIT = 128  # E820_MAX_ENTRIES_ZEROPAGE
 SETUP_E820_EXT = 1
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SetupData:
     """A node of the list setup_data: `type` is a SETUP_... number of the kernel's asm/setup_data.h.
 

@@ -5,9 +5,9 @@ Linux/x86 boot protocol, "Memory Layout of The Real-Mode Code" and "Sample Boot 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvmpy._value import frozen
 from kvmpy.boot.image import LoadedRange
 from kvmpy.boot.linux.setup_header import LoadFlags
 from kvmpy.boot.placement import ram_views
@@ -23,7 +23,7 @@ __all__ = ["RealModeSegment"]
 COMMAND_LINE_MAGIC = 0xA33F
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RealModeSegment:
     """Where the real-mode code is (`base`), and in its segment the end of the heap and of the command line."""
 
