@@ -86,6 +86,11 @@ class SmbiosTables:
         )
         return PlacedTables(structures.ranges + entry.ranges, structures.memory_map + entry.memory_map)
 
+    def for_firmware(self, memory: GuestMemory) -> tuple[bytes, bytes]:
+        """An entry point without address, and the structures: for a firmware that puts them where it likes."""
+        made = list(self.structures(ram_spans(memory)))
+        return _entry_2_1(made, 0), b"".join(made)
+
     def structures(self, ram: Sequence[tuple[int, int]]) -> Iterator[bytes]:
         """All structures of a guest with this RAM, (start, end) each, numbered from 0 on: that is their handle."""
         parts = [self._bios(), self._system(), self._chassis(), self._processor()]

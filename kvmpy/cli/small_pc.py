@@ -205,9 +205,12 @@ class ProgramPc(SmallPc):
     def load(self) -> None:
         args, machine = self.args, self.machine
         if args.firmware:
+            from kvmpy.boot.smbios import SmbiosTables
             from kvmpy.devices import FwCfg
+            from kvmpy.machine.platform_tables import platform_of
 
             configuration = machine.add(FwCfg(cpus=args.cpus, ram_size=args.memory, memory=machine.memory))
+            configuration.add_smbios(*SmbiosTables(platform_of(machine)).for_firmware(machine.memory))
             if self._floppy is not None:
                 configuration.add_floppy(self._floppy)
         super().load()

@@ -152,6 +152,11 @@ class FwCfg(Device):
         """
         return self.add_file(f"vgaroms/{name}", rom)
 
+    def add_smbios(self, entry_point: bytes, structures: bytes) -> None:
+        """SMBIOS structures that SeaBIOS hands on; without them it makes its own, which takes it longer."""
+        self.add_file("etc/smbios/smbios-anchor", entry_point)
+        self.add_file("etc/smbios/smbios-tables", structures)
+
     @property
     def files(self) -> tuple[str, ...]:
         return tuple(self._files)
