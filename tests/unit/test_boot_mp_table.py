@@ -16,9 +16,7 @@ from linux_images import BzImageFile, ram
 from multiboot_files import Header1, flat_kernel
 
 MIB = 0x10_0000
-POWER = FixedHardware(
-    pm1a_event=0x600, pm1a_control=0x604, pm_timer=0x608, reset=0x60C, reset_value=1, s5=5, sci=9
-)
+POWER = FixedHardware(pm1a_event=0x600, pm1a_control=0x604, pm_timer=0x608, reset=0x60C, reset_value=1, s5=5, sci=9)
 
 
 @dataclass
