@@ -79,10 +79,16 @@ cvtdq2ps xmm1, xmm2 | cvtdq2ps xmm9, [rsi + 16] | vcvtdq2ps ymm1, ymm3
 cvtps2dq xmm1, xmm2 | cvtps2dq xmm9, [rsi + 16] | vcvtps2dq ymm1, ymm3
 cvttps2dq xmm1, xmm2 | cvttps2dq xmm9, [rsi + 16] | vcvttps2dq ymm1, ymm3
 cvttpd2dq xmm1, xmm2 | cvttpd2dq xmm9, [rsi + 16] | vcvttpd2dq xmm1, ymm3
+vcvtph2ps xmm1, xmm2 | vcvtph2ps ymm1, xmm2 | vcvtph2ps ymm9, [rsi + rdi] | vcvtph2ps xmm1, qword ptr [rsi + 1]
+vcvtps2ph xmm1, xmm2, 0 | vcvtps2ph xmm1, ymm2, 1 | vcvtps2ph [rsi + rdi], ymm2, 6 | vcvtps2ph xmm1, xmm2, 3
+| vcvtps2ph qword ptr [rsi + 1], xmm2, 2
 cvtdq2pd xmm1, xmm2 | cvtdq2pd xmm9, [rsi + 8] | vcvtdq2pd ymm1, xmm3
 cvtpd2dq xmm1, xmm2 | cvtpd2dq xmm9, [rsi + 16] | vcvtpd2dq xmm1, ymm3
 """
 FORMS |= listed(CONVERSIONS)
+for number in (0xF1, 0x31, 0x7F, 0xFA, 0x0F, 0xF0, 0x93):
+    FORMS[f"dpps {number}"] = forms_of("dpps", "xmmword", immediate=f", {number}")
+    FORMS[f"dppd {number}"] = forms_of("dppd", "xmmword", immediate=f", {number}")[:4]
 
 
 def real(chance: random.Random, exponent_bits: int, fraction_bits: int) -> int:

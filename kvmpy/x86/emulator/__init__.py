@@ -21,6 +21,7 @@ from kvmpy.x86.emulator import (
     vector_conversions,
     vector_elements,
     vector_floating,
+    vector_hash,
     vector_integer,
     vector_moves,
     vector_shifts,
@@ -44,8 +45,8 @@ __all__ = [
 
 _FAMILIES = (
     bit_manipulation, far_return, legacy_integer, locked, mmx, software_interrupts, system, undefined, vector_512,
-    vector_cipher, vector_conversions, vector_elements, vector_floating, vector_integer, vector_moves, vector_shifts,
-    vector_shuffles, x87_arithmetic, x87_comparison, x87_control, x87_environment, x87_moves, xsave,
+    vector_cipher, vector_conversions, vector_elements, vector_floating, vector_hash, vector_integer, vector_moves,
+    vector_shifts, vector_shuffles, x87_arithmetic, x87_comparison, x87_control, x87_environment, x87_moves, xsave,
 )  # fmt: skip
 """The modules whose rows make the table."""
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from kvmpy.x86.emulator import binary_floating as floating
 from kvmpy.x86.emulator.lanes import join, split
 from kvmpy.x86.emulator.processor import Operands
+from kvmpy.x86.emulator.table import instruction
 from kvmpy.x86.emulator.vector_floating import settle
 from kvmpy.x86.emulator.vector_operands import (
+    OUTSIDE_REAL_MODE,
     both,
+    check_avx,
     check_vector,
     destination,
     first_source,
+    vector,
     vector_size,
     vector_source,
 )
@@ -107,3 +111,35 @@ _vectors("cvttps2dq", 0x5B, 0xF3, SINGLE, None, truncates=True)
 _vectors("cvttpd2dq", 0xE6, 0x66, DOUBLE, None, truncates=True)
 _vectors("cvtdq2pd", 0xE6, 0xF3, None, DOUBLE)
 _vectors("cvtpd2dq", 0xE6, 0xF2, DOUBLE, None)
+
+
+# Halves (F16C)
+
+_HALF = Format(2, 5, 10)
+_FTZ, _DAZ, _DENORMAL = 1 << 15, 1 << 6, 2
+
+
+@instruction("vcvtph2ps", 2, 0x13, prefix=0x66, encoding=VEX, w=False, bits=OUTSIDE_REAL_MODE)
+def _from_halves(op: Operands) -> None:
+    state = check_avx(op)
+    size = vector_size(op) // 2
+    elements = split(vector_source(op, state, size, aligned=False), 2, size)
+    # A denormal half is an ordinary single: it neither raises anything nor becomes zero.
+    mxcsr = state.current_mxcsr & ~_DAZ
+    results = [floating.convert(each, _HALF, SINGLE, mxcsr) for each in elements]
+    numbers = settle(op, state, [(number, flags & ~_DENORMAL) for number, flags in results])
+    state.set_vector(op.it.reg, join(numbers, 4))
+
+
+@instruction("vcvtps2ph", 3, 0x1D, prefix=0x66, encoding=VEX, immediate=1, w=False, bits=OUTSIDE_REAL_MODE)
+def _to_halves(op: Operands) -> None:
+    state, size, control = check_avx(op), vector_size(op), op.it.immediate
+    mxcsr = state.current_mxcsr & ~_FTZ
+    if not control & 4:
+        mxcsr = mxcsr & ~0x6000 | (control & 3) << 13
+    elements = split(vector(state, op.it.reg, size), 4, size)
+    numbers = settle(op, state, [floating.convert(each, SINGLE, _HALF, mxcsr) for each in elements])
+    if op.it.memory is None:
+        state.set_vector(op.it.rm, join(numbers, 2))
+    else:
+        op.store(join(numbers, 2), size // 2)

@@ -247,6 +247,37 @@ for _opcode, (_, _suffix, _kind, _is_scalar) in enumerate(_FORMS, 0x08):
     _round_row(f"round{_suffix}", _opcode, _kind, _is_scalar)
 
 
+# Products of elements, added up, each step rounded
+
+
+def _dot_product(name: str, opcode: int, kind: Format, *, only_128: bool) -> None:
+    """The immediate chooses the elements that count, above, and those that get the sum, below."""
+    width, count = kind.size, 16 // kind.size
+
+    @both(name, opcode, 0x66, map=_3A, immediate=1)
+    def execute(op: Operands) -> None:
+        state = check_vector(op, sources=2, only_128=only_128)
+        vex, size = op.it.encoding == VEX, vector_size(op)
+        second = split(vector_source(op, state, size, aligned=not vex), width, size)
+        first = split(vector(state, op.it.vvvv if vex else op.it.reg, size), width, size)
+        choice = op.it.immediate
+        mxcsr = state.current_mxcsr
+        products = settle(op, state, [
+            floating.multiply(a, b, kind, mxcsr) if choice >> 4 + at % count & 1 else (0, 0)
+            for at, (a, b) in enumerate(zip(first, second, strict=True))
+        ])  # fmt: skip
+        sums = products
+        for _ in range(count.bit_length() - 1):  # neighbours, until one is left in each 128 bits
+            pairs = zip(sums[::2], sums[1::2], strict=True)
+            sums = settle(op, state, [floating.add(a, b, kind, mxcsr) for a, b in pairs])
+        results = [sums[at // count] if choice >> at % count & 1 else 0 for at in range(len(products))]
+        destination(op, state, join(results, width))
+
+
+_dot_product("dpps", 0x40, SINGLE, only_128=False)
+_dot_product("dppd", 0x41, DOUBLE, only_128=True)
+
+
 # Products added up, rounded once
 
 

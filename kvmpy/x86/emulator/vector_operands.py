@@ -149,12 +149,13 @@ def packed(
     name: str, opcode: int, operation: Operation, *, map: int = 1, prefix: int = 0x66, sources: int = 2,
     immediate: bool = False, part: int = 1, lanes: bool = False, operand: str = ANY, legacy: bool = True,
     vex: bool = True, w: bool | None = None, only_256: bool = False, only_128: bool = False,
+    with_xmm0: bool = False,
 ) -> None:  # fmt: skip
     """The rows of an instruction that computes a vector.
 
     `sources` is 2 or 1. `immediate`: it has one byte. The second source is 1 / `part` of the vector's size. `lanes`:
     each 128 bits are on their own. `legacy`, `vex`: which encodings there are. `w` is VEX.W. `only_256`, `only_128`:
-    VEX.L has to be 1, or 0.
+    VEX.L has to be 1, or 0. `with_xmm0`: in place of an immediate the operation gets XMM0.
     """
     operation = by_lane(operation) if lanes else operation
     OPERATIONS[name] = operation
@@ -164,7 +165,7 @@ def packed(
         state = check_sse(op)
         second = vector_source(op, state, 16 // part, aligned=memory_must_be_aligned)
         first = state.xmm(op.it.reg) if sources == 2 else 0
-        state.set_xmm(op.it.reg, operation(first, second, 16, op.it.immediate))
+        state.set_xmm(op.it.reg, operation(first, second, 16, state.xmm(0) if with_xmm0 else op.it.immediate))
 
     def execute_vex(op: Operands) -> None:
         state = check_avx(op, sources=sources)
