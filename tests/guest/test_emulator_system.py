@@ -12,9 +12,10 @@ from collections.abc import Iterator
 import pytest
 
 from instruction_batch import Batch, assemble_each, batch, compare_batch, xsave_image
-from instruction_comparison import Comparison, Given, PlainProcessor, comparison, xcr0
+from instruction_comparison import RAM, Comparison, Given, PlainProcessor, comparison, xcr0
 from kvmpy.x86.descriptors import encode_segment
-from kvmpy.x86.emulator import perform
+from kvmpy.x86.emulator import GuestException, perform
+from kvmpy.x86.emulator.extended_state import ExtendedState
 from kvmpy.x86.registers import DescriptorTable, Segment
 
 pytestmark = pytest.mark.kvm
@@ -26,7 +27,17 @@ TSC_AUX = 0xC000_0103
 UD, GP = 6, 13
 SELECTORS = ["lar eax, ebx", "lar rax, rbx", "lar ax, bx", "lsl eax, ebx", "lsl rax, rbx", "verr bx", "verw bx"]
 HINTS = ["clwb [rsi]", "cldemote [rsi]", ".byte 0x0f, 0x19, 0xc0", ".byte 0x0f, 0x1d, 0x46, 0x10"]
-OTHERS = ["xgetbv", "rdpid rax", "rdtscp", "stac", "clac", "invpcid rax, [rsi]", "lar eax, word ptr [rsi]"]
+OTHERS = [
+    "xgetbv",
+    "rdpid rax",
+    "rdtscp",
+    "stac",
+    "clac",
+    "invpcid rax, [rsi]",
+    "lar eax, word ptr [rsi]",
+    "monitor",
+    "mwait",
+]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +72,47 @@ def test_what_is_for_ring_0_is_refused_in_ring_3(states: Batch, codes: dict[str,
     compare_batch(states, codes[source])
     expected = (GP, 0, None) if source.startswith("invpcid") else (UD, None, None)
     assert states.software(codes[source], 0).exception == expected
+
+
+def test_protection_keys_are_a_component_of_the_extended_state(processors: Comparison) -> None:
+    """Without CR4.PKE they are undefined, as on the processor; with it PKRU is where XSAVE has it."""
+    read, write = bytes.fromhex("0f01ee"), bytes.fromhex("0f01ef")
+    state = processors.state.copy()
+
+    def cpu(rax: int, *, rcx: int = 0, rdx: int = 0, area: bytes = b"") -> PlainProcessor:
+        general = [rax, 0, rcx, rdx, *[0] * 12, 0x1000, 2]
+        made = PlainProcessor(processors.memory, state.sregs, general, area or bytes(0xB00))
+        made.extended = ExtendedState(bytearray(area or bytes(0xB00)), {9: (0xA80, 8, False)})
+        return made
+
+    for code in (read, write):
+        assert processors.native(code, Given([0] * 16)).exception in ((UD, None, None), (GP, 0, None))
+        with pytest.raises(GuestException) as undefined:
+            perform(cpu(0), code + bytes(15), 64)
+        assert undefined.value.event.vector == UD
+    state.sregs.cr4 |= 1 << 22  # PKE
+    writer = cpu(0xFFFF_FFFF_1234_5678)
+    perform(writer, write + bytes(15), 64)
+    reader = cpu(77, rdx=5, area=bytes(writer.extended.area))
+    perform(reader, read + bytes(15), 64)
+    assert (reader.general[0], reader.general[3]) == (0x1234_5678, 0)
+    for code, rcx, rdx in ((read, 1, 0), (write, 1, 0), (write, 0, 1)):
+        with pytest.raises(GuestException) as refused:
+            perform(cpu(0, rcx=rcx, rdx=rdx), code + bytes(15), 64)
+        assert (refused.value.event.vector, refused.value.event.error_code) == (GP, 0)
+
+
+def test_monitor_and_mwait_do_nothing_in_ring_0(processors: Comparison, codes: dict[str, bytes]) -> None:
+    general = [0x2000, *[0] * 15]
+    for code in (codes["monitor"], codes["mwait"]):
+        after = perform_with(processors, code, general)
+        assert (after[:16], after[16] - 0x1000) == (general, 3)
+        with pytest.raises(GuestException) as undefined:
+            perform_with(processors, code, general, ring=3)
+        assert undefined.value.event.vector == UD
+    with pytest.raises(GuestException) as unmapped:
+        perform_with(processors, codes["monitor"], [RAM + 8, *[0] * 15])
+    assert unmapped.value.event.vector == 14
 
 
 @pytest.fixture(scope="module")

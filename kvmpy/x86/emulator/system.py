@@ -1,12 +1,14 @@
-"""STAC, CLAC, XGETBV, RDTSCP, RDPID, VERR, VERW, LAR, LSL, INVPCID, cache write-back, hints (SDM vol. 2)."""
+"""STAC, CLAC, XGETBV, RDTSCP, RDPID, RDPKRU, MONITOR, VERR, LAR, INVPCID, their sisters, hints (SDM vol. 2)."""
 
 from __future__ import annotations
 
 from kvmpy.x86.descriptors import decode_segment
+from kvmpy.x86.emulator.extended_state import ExtendedState
 from kvmpy.x86.emulator.guest_exception import GuestException
 from kvmpy.x86.emulator.processor import Operands
 from kvmpy.x86.emulator.table import MEMORY, REGISTER, instruction
 from kvmpy.x86.flags import Cr0, Cr4, Rflags
+from kvmpy.x86.instruction import MemoryOperand
 from kvmpy.x86.registers import Segment
 
 _UD, _GP = 6, 13
@@ -14,6 +16,8 @@ _RAX, _RCX, _RDX = 0, 1, 2
 _ZF, _AC = int(Rflags.ZF), int(Rflags.AC)
 _IA32_TSC_AUX = 0xC000_0103
 _LOW = 0xFFFF_FFFF
+_PKRU = 9
+"""The number of the component of the XSAVE area."""
 
 
 def _only_in_ring_0(op: Operands) -> None:
@@ -78,6 +82,53 @@ def _invpcid(op: Operands) -> None:
 @instruction("clwb", 1, 0xAE, prefix=0x66, digit=6, operand=MEMORY)
 def _clwb(op: Operands) -> None:
     op.load(1)  # it faults like a read
+
+
+# Protection keys
+
+
+def _protection_keys(op: Operands) -> ExtendedState:
+    state = op.cpu.extended_state() if op.cpu.sregs.cr4 & Cr4.PKE else None
+    if state is None or _PKRU not in state.layout:
+        raise GuestException.of(_UD)
+    if op.register(_RCX, 4):
+        raise GuestException.of(_GP, 0)
+    return state
+
+
+@instruction("rdpkru", 1, 0x01, prefix=0, digit=5, rm=6)
+def _rdpkru(op: Operands) -> None:
+    state = _protection_keys(op)
+    op.set_register(_RAX, int.from_bytes(state.extended(_PKRU, 4), "little"), 4)
+    op.set_register(_RDX, 0, 4)
+
+
+@instruction("wrpkru", 1, 0x01, prefix=0, digit=5, rm=7)
+def _wrpkru(op: Operands) -> None:
+    state = _protection_keys(op)
+    if op.register(_RDX, 4):
+        raise GuestException.of(_GP, 0)
+    value = op.register(_RAX, 4)
+    state.need(1 << _PKRU)
+    state.put(state.layout[_PKRU][0], value, 4)
+
+
+# Waiting for a write to memory: MWAIT may go on at any time, and does so at once
+
+
+@instruction("monitor", 1, 0x01, prefix=0, digit=1, rm=0)
+def _monitor(op: Operands) -> None:
+    _only_in_ring_0(op)
+    if op.register(_RCX, 4):
+        raise GuestException.of(_GP, 0)
+    op.cpu.memory.read(op.linear(0, MemoryOperand(_RAX, None, 1, 0, op.it.segment or "ds", False)), 1)
+
+
+@instruction("mwait", 1, 0x01, prefix=0, digit=1, rm=1)
+def _mwait(op: Operands) -> None:
+    _only_in_ring_0(op)
+    if op.register(_RCX, 4) & ~1:  # bit 0: interrupts end it even when they are off
+        raise GuestException.of(_GP, 0)
 
 
 # VERR, VERW, LAR, LSL ask what a selector would give. Not in real mode (SDM vol. 2: #UD).
