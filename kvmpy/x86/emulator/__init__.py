@@ -13,6 +13,7 @@ from kvmpy.x86.emulator import (
     legacy_integer,
     locked,
     mmx,
+    opmasks,
     software_interrupts,
     system,
     undefined,
@@ -44,9 +45,10 @@ __all__ = [
 ]  # fmt: skip
 
 _FAMILIES = (
-    bit_manipulation, far_return, legacy_integer, locked, mmx, software_interrupts, system, undefined, vector_512,
-    vector_cipher, vector_conversions, vector_elements, vector_floating, vector_hash, vector_integer, vector_moves,
-    vector_shifts, vector_shuffles, x87_arithmetic, x87_comparison, x87_control, x87_environment, x87_moves, xsave,
+    bit_manipulation, far_return, legacy_integer, locked, mmx, opmasks, software_interrupts, system, undefined,
+    vector_512, vector_cipher, vector_conversions, vector_elements, vector_floating, vector_hash, vector_integer,
+    vector_moves, vector_shifts, vector_shuffles, x87_arithmetic, x87_comparison, x87_control, x87_environment,
+    x87_moves, xsave,
 )  # fmt: skip
 """The modules whose rows make the table."""
 
