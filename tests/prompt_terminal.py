@@ -43,9 +43,9 @@ class PromptTerminal:
     def type(self, keys: str) -> None:
         os.write(self._master, keys.encode())
 
-    def wait_for(self, text: str, *, after: int = 0) -> int:
+    def wait_for(self, text: str, *, after: int = 0, patience: float = PATIENCE) -> int:
         """Read until `text` has been shown, from place `after` of `shown` on; the place behind it."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         while (found := self.shown.find(text, after)) < 0:
             ready, _, _ = select.select([self._master], [], [], max(deadline - time.monotonic(), 0))
             assert ready, f"waited for {text!r}, saw {self.shown[after:]!r}"
