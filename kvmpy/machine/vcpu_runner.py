@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from kvmpy.machine.bus import Bus
+    from kvmpy.machine.direct_execution import DirectExecution
     from kvmpy.machine.emulated_processor import InstructionCompletion
     from kvmpy.machine.guest_debug import GuestDebug
     from kvmpy.machine.observed_loop import Observer
@@ -64,6 +65,9 @@ class VcpuRunner:
         self.repairs_ring3_entry = True
         """Whether SYSCALL and INT n of ring 3 are repaired where this host's KVM gets them wrong."""
         self.ring3_entry: Ring3Entry | None = None
+        self.runs_ring_0_directly = True
+        """Whether a guest that is long in ring 0 runs that in ring 3, where this host's KVM would emulate it."""
+        self.direct_execution: DirectExecution | None = None
         self.software_instructions = True
         self.completion: InstructionCompletion | None = None
         """What performs instructions that KVM gives up on, from the first one on."""
@@ -151,6 +155,12 @@ class VcpuRunner:
 
     def _attend(self, number: int) -> bool:
         """KVM_RUN came back with an errno. True: leave the loop."""
+        leave = self._look_around(number)
+        while number == errno.EINTR and not leave and self._run_directly():
+            leave = self._look_around(number)
+        return leave
+
+    def _look_around(self, number: int) -> bool:
         vcpu, control = self.vcpu, self.control
         if number == errno.EINTR:
             kicked = vcpu.take_kick()
@@ -249,7 +259,10 @@ class VcpuRunner:
     def _repair(self, event: Exit) -> bool:
         """Do what KVM should have done: an entry of ring 0 from ring 3, or an instruction that it does not know."""
         if type(event) is exits.Debug:
-            return self.ring3_entry is not None and self.ring3_entry.inspect(event)
+            if self.ring3_entry is None or not self.ring3_entry.inspect(event):
+                return False
+            self._run_directly()
+            return True
         return type(event) is exits.InternalError and self._complete(event)
 
     def _look_after_ring3_entry(self) -> None:
@@ -264,6 +277,22 @@ class VcpuRunner:
                 return
             self.ring3_entry = Ring3Entry(self)
         self.ring3_entry.arm()
+
+    def _run_directly(self) -> bool:
+        """Go on in ring 0 at the processor's speed, where KVM would take its emulator. True: there was an EINTR."""
+        direct = self.direct_execution
+        if direct is None:
+            if not self.runs_ring_0_directly or self._tick < HEARTBEAT:
+                return False
+            from kvmpy.machine.direct_execution import direct_execution
+
+            direct = self.direct_execution = direct_execution(self)
+            if direct is None:
+                self.runs_ring_0_directly = False
+                return False
+        if self.inspector is not None or self.observer is not None or not self.runs_ring_0_directly:
+            return False
+        return direct.run()
 
     def _complete(self, event: exits.InternalError) -> bool:
         """Have an instruction that KVM could not emulate done in software, if it may be and is known."""

@@ -1,0 +1,302 @@
+"""Running ring 0 of the guest in ring 3 of the processor, for hosts whose KVM runs ring 0 by its instruction emulator.
+
+Such a KVM takes a microsecond for an instruction of ring 0, and runs ring 3 at the processor's speed. So ring 0 is
+deprivileged, as virtual machines were run before processors helped: the vCPU enters the guest's kernel code in ring 3,
+with page tables that map what the guest's map for ring 0 (`kvmpy.machine.direct_memory`), code that was looked through
+(`kvmpy.machine.direct_code`), and descriptor tables of our own. What only ring 0 may do faults; the handler in our IDT
+is an OUT, and the instruction is done here (`kvmpy.machine.direct_instructions`), or by KVM's emulator in one single
+step. Interrupts come the same way and are delivered through the guest's IDT.
+
+Whatever is irregular goes back to KVM's emulator, for a step or until the next tick.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import struct
+from typing import TYPE_CHECKING
+
+from kvmpy.errors import OverlapError
+from kvmpy.kvm.run_page import NO_EXIT
+from kvmpy.machine.direct_context import (
+    AC,
+    CR2,
+    CR3,
+    CR4,
+    CS,
+    FRAME,
+    IF,
+    INTERRUPTS,
+    PAGE,
+    RFLAGS,
+    RIP,
+    RSP,
+    SREGS_AT,
+    SREGS_END,
+    TF,
+)  # fmt: skip
+from kvmpy.machine.direct_instructions import PrivilegedInstructions
+from kvmpy.machine.direct_memory import BASE, SIZE, Refused
+from kvmpy.machine.direct_world import AREA, HLT_CODE, IRETQ_CODE, STUB_CODE, DirectWorld
+
+if TYPE_CHECKING:
+    from kvmpy.machine.vcpu_runner import VcpuRunner
+
+__all__ = ["DirectExecution", "direct_execution"]
+
+_BP, _UD, _GP, _PF = 3, 6, 13, 14
+_INT3 = 0xCC
+_SMAP = 1 << 21
+_EXIT_IO, _EXIT_DEBUG = 2, 4
+_RUNNABLE, _HALTED = 0, 3  # KVM_MP_STATE_*
+
+
+class DirectExecution(DirectWorld):
+    """One vCPU's. `run` goes on with the guest as long as it can; call it between exits, when the guest is in ring 0.
+
+    `counts` says how often what happened.
+    """
+
+    def __init__(self, runner: VcpuRunner) -> None:
+        super().__init__(runner)
+        self._instructions = PrivilegedInstructions(self)
+
+    def run(self) -> bool:
+        """Run on. True: KVM_RUN was interrupted, and somebody shall look why."""
+        vcpu = self.vcpu
+        page = vcpu.page
+        vcpu._sync.need_sregs()
+        state = vcpu.get_mp_state()
+        if not self._is_possible() or state not in (_RUNNABLE, _HALTED):
+            return False
+        self.halted = state == _HALTED
+        if self.halted and not page.u64[RFLAGS] & IF:
+            return False
+        self.going_out = False
+        if self._is_within(page.u64[RIP]):
+            if not self._step():
+                return False
+        else:
+            self._enter()
+        try:
+            self.memory.revalidate(self.system(CR3))
+            return self._go_on()
+        except BaseException:  # of a device, or Ctrl-C: the guest comes to the same instruction again
+            if self._inside:
+                self._leave()
+            raise
+
+    def _go_on(self) -> bool:
+        vcpu = self.vcpu
+        page = vcpu.page
+        u64, u32 = page.u64, page.u32
+        enter, entry = vcpu.enter, vcpu.entry
+        on_its_way = False
+        while True:
+            if self._postponed and not on_its_way:
+                self._come_again()
+            if enter(*entry) < 0:
+                number = ctypes.get_errno()
+                if number != errno.EINTR:
+                    self._leave()
+                    if number != errno.EAGAIN:
+                        vcpu.failed_run(number)
+                    return False
+                if self._on_its_way():
+                    # An event must not reach the guest's own tables: have it come to ours first.
+                    self._postpone_kick()
+                    on_its_way = True
+                    continue
+                self._interrupted()
+                self._leave()
+                u32[2] = NO_EXIT
+                return True
+            on_its_way = False
+            rip = u64[RIP]
+            if u32[2] == _EXIT_IO and STUB_CODE <= rip < STUB_CODE + PAGE:
+                u32[2] = NO_EXIT
+                if self.halted:  # the interrupt came in ring 0, on top of the guest's frame
+                    self.halted = False
+                    self._stand(IRETQ_CODE, 2)
+                if self._handle(rip - STUB_CODE >> 4):
+                    if self.halted:
+                        self._stand(HLT_CODE, 2)
+                    continue
+                if self._step():
+                    continue
+                return False
+            self.counts[f"exit {u32[2]}"] += 1
+            self._leave()
+            u32[2] = NO_EXIT
+            return False
+
+    def _is_possible(self) -> bool:
+        """Whether the guest is in 64-bit code of ring 0, with paging."""
+        page = self.vcpu.page
+        u8 = page.u8
+        dpl, is_64_bit = u8[SREGS_AT + CS + 16], u8[SREGS_AT + CS + 19]
+        if dpl or not is_64_bit or page.u64[RFLAGS] & TF:
+            return False
+        return not any(u8[SREGS_AT + INTERRUPTS : SREGS_AT + SREGS_END])
+
+    def _on_its_way(self) -> bool:
+        """Whether KVM has an event that the guest is to get next."""
+        vcpu = self.vcpu
+        events = vcpu.get_events()
+        if events.exception.injected or events.exception.pending or events.interrupt.injected:
+            return True
+        rip = vcpu.page.u64[RIP]
+        if BASE <= rip < self.memory.stand_ins.end:
+            return False
+        code = self.memory.code_of(rip - 1)  # KVM does not tell of a breakpoint
+        return code is not None and code.original[rip - 1 & 0xFFF] == _INT3
+
+    def _interrupted(self) -> None:
+        """EINTR may come in a stub: before its OUT an exception is not handled yet."""
+        rip = self.vcpu.page.u64[RIP]
+        if STUB_CODE <= rip < STUB_CODE + PAGE and not rip & 15:
+            vector = rip - STUB_CODE >> 4
+            if vector >= 32:
+                self._hold(vector)
+            elif vector == _BP:
+                self.cells[FRAME] -= 1
+
+    def _handle(self, vector: int) -> bool:
+        """What came to our IDT. False: a step of KVM's emulator shall do it, or the guest go on there."""
+        self.going_out = False
+        if vector == _PF:
+            return self._page_fault()
+        stand_ins = self.memory.stand_ins
+        if stand_ins.base <= self.cells[FRAME] < stand_ins.end:
+            self._settle()
+            if vector == _GP:  # STI, and an interrupt waits
+                return self._deliver_held()
+        if vector >= 32:
+            self.counts["interrupts"] += 1
+            if self.flags & IF and self.deliver(vector):
+                return True
+            self._hold(vector)
+            return not self.flags & IF
+        if vector == _BP:
+            if self.deliver(_BP):
+                return True
+            self.cells[FRAME] -= 1
+            return False
+        return vector in (_GP, _UD) and self._instruction()
+
+    def _page_fault(self) -> bool:
+        cells = self.cells
+        error = cells[FRAME - 1]
+        linear = self.vcpu.page.u64[(SREGS_AT + CR2) // 8]
+        self.counts["#PF"] += 1
+        may_touch_user = bool(self.flags & AC) or not self.system(CR4) & _SMAP
+        try:
+            self.memory.touch(linear, bool(error & 2), bool(error & 16), cells[FRAME], may_touch_user)
+        except Refused as refused:
+            self.counts[f"refused: {refused}" if refused.present is None else "#PF for the guest"] += 1
+            self.going_out = bool(error & 16)
+            if refused.present is None:
+                return False
+            self._settle()
+            self.set_system(CR2, linear)
+            return self.deliver(_PF, error & 0x1A | refused.present)
+        return True
+
+    def _instruction(self) -> bool:
+        """An instruction that ring 3 may not execute."""
+        memory = self.memory
+        rip = self.cells[FRAME]
+        code = memory.code_of(rip)
+        if code is None:
+            return False
+        offset = rip & 0xFFF
+        if offset not in code.starts:  # in what was left out: have it looked through from here
+            memory.forget_code(memory.walk(rip)[0])
+            return True
+        if self._instructions.perform(code, offset):
+            self.counts["instructions"] += 1
+            if self.arrived:
+                self.arrived = False
+                if self._is_within(self.cells[FRAME]):
+                    return False
+            return self._deliver_held()
+        self.counts["step " + code.original[offset : offset + 3].hex()] += 1
+        return False
+
+    def _is_within(self, rip: int) -> bool:
+        """Whether a jump to a stand-in is in the place of the instruction there and of one before it."""
+        code = self.memory.code_of(rip)
+        return code is not None and rip & 0xFFF in code.inside
+
+    def _step(self) -> bool:
+        """One instruction by KVM's emulator, in the guest's own context. True: inside again."""
+        runner, vcpu = self.runner, self.vcpu
+        page = vcpu.page
+        u32 = page.u32
+        if self._inside:
+            self._leave()
+        if self.going_out:
+            return False
+        before = page.u64[RIP]
+        self.counts["steps"] += 1
+        debug = runner.debug
+        debug.step(self)
+        debug.apply()
+        leaving = False
+        try:
+            while True:
+                number = self._enter_guest()
+                if number or u32[2] == _EXIT_DEBUG:
+                    u32[2] = NO_EXIT
+                    break
+                leaving = runner.loop.handle()
+                if leaving:
+                    break
+                debug.apply()
+        finally:
+            debug.run(self)
+            debug.apply()
+        if number == errno.EINTR:
+            page.immediate_exit = True  # come back at once, for who handles this
+        if number or leaving or not self._is_possible():
+            return False
+        if self._is_within(page.u64[RIP]):
+            return self._step()
+        if not 0 <= page.u64[RIP] - before <= 15:
+            self._clear_trap_flag(before)
+        self._enter()
+        self.memory.revalidate(self.system(CR3), code=False)
+        if self.memory.written is not None:
+            self.memory.forget_code(self.memory.written)
+            self.memory.written = None
+        return True
+
+    def _clear_trap_flag(self, rip: int) -> None:
+        """Where an exception was delivered in the step: its frame must not show what made it one."""
+        rsp = self.vcpu.page.u64[RSP]
+        try:
+            frame = struct.unpack("<4Q", self.memory.read_linear(rsp, 32))
+            for at in (0, 1):
+                if frame[at] == rip and frame[at + 2] & TF:
+                    self.memory.write_linear(rsp + 8 * at + 16, (frame[at + 2] & ~TF).to_bytes(8, "little"))
+        except Refused:
+            return
+
+
+def direct_execution(runner: VcpuRunner) -> DirectExecution | None:
+    """One for a vCPU, or None where there is no need of it or no way.
+
+    It is for hosts whose KVM emulates ring 0, which are those that break SYSCALL; for machines with one processor,
+    because nobody tells it when another one changes page tables; and it needs free guest-physical addresses.
+    """
+    from kvmpy.machine.ring3_entry import needs_repair
+
+    vm = runner.vcpu.vm
+    if len(vm.vcpus) > 1 or not vm.irqchip or not needs_repair():
+        return None
+    try:
+        vm.memory.check_free(AREA, SIZE, "direct execution")
+    except OverlapError:
+        return None
+    return DirectExecution(runner)
