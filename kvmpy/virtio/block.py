@@ -134,18 +134,58 @@ class Block(VirtioDevice):
                 self._workers.submit(batch)
 
     def handle(self, queue: Virtqueue, chain: Chain) -> None:
-        header = chain.read(HEADER.size)
-        if len(header) < HEADER.size or not chain.writable_left:
-            # 5.2.6: no request is without header and status. What has at least the latter learns of it.
+        # 2.7.4: a driver may cut its buffers anyhow. Nearly all have one for the header, and one for the status.
+        parts = chain.readable
+        if parts and len(parts[0]) == HEADER.size and chain.writable_left:
+            kind, _, sector = HEADER.unpack(parts[0])
+            if kind == _IN and len(chain.writable[-1]) == 1:
+                self._read(chain, sector)
+                return
+            del parts[0]
+            chain.readable_left -= HEADER.size
+        else:
+            header = chain.read(HEADER.size)
+            if len(header) < HEADER.size or not chain.writable_left:
+                self._malformed(chain)
+                return
+            kind, _, sector = HEADER.unpack(header)
+        self._others(chain, kind, sector)
+
+    def _malformed(self, chain: Chain) -> None:
+        """5.2.6: no request is without header and status. What has at least the latter learns of it."""
+        self.counters["bad_request"] += 1
+        if chain.writable_left:
+            self._end(chain, _IOERR)
+        else:
+            chain.complete(0)
+
+    def _read(self, chain: Chain, sector: int) -> None:
+        """A read whose status has a buffer of its own: at once, if the page cache has it."""
+        length = chain.writable_left - 1
+        if length % SECTOR or sector + length // SECTOR > self._sectors:
             self.counters["bad_request"] += 1
-            if chain.writable_left:
-                self._end(chain, _IOERR)
-            else:
-                chain.complete(0)
+            self._end(chain, _IOERR)
             return
-        kind, _, sector = HEADER.unpack(header)
+        slow = False
+        if length <= self._at_once:
+            self._at_once -= length
+            *data, status = chain.writable
+            if self.file.read_cached(data, sector * SECTOR, length):
+                status[0] = _OK
+                chain.complete(length + 1)
+                return
+            slow = self.file.reads_cached
+        self._later(chain, partial(self.file.read, chain.take_writable(length), sector * SECTOR), length, slow=slow)
+
+    def _others(self, chain: Chain, kind: int, sector: int) -> None:
+        """All that is not done at once; the header is taken off."""
         if kind == _IN:
-            self._read(chain, sector)
+            length = chain.writable_left - 1
+            if not self._within(sector, length):
+                self._end(chain, _IOERR)
+                return
+            read = partial(self.file.read, chain.take_writable(length), sector * SECTOR)
+            self._later(chain, read, length, slow=False)
         elif kind == _OUT:
             length = chain.readable_left
             # 5.2.6.2: an error for a write to a read-only device.
@@ -165,25 +205,6 @@ class Block(VirtioDevice):
             self._ranges(chain, kind == BlockType.DISCARD)
         else:
             self._end(chain, _UNSUPP)
-
-    def _read(self, chain: Chain, sector: int) -> None:
-        length = chain.writable_left - 1
-        if length % SECTOR or sector + length // SECTOR > self._sectors:
-            self.counters["bad_request"] += 1
-            self._end(chain, _IOERR)
-            return
-        slow = False
-        views = chain.writable
-        # Nearly all drivers have a buffer of its own for the status; others take the longer way.
-        if length <= self._at_once and len(views[-1]) == 1:
-            self._at_once -= length
-            file = self.file
-            if file.read_cached(views[:-1], sector * SECTOR, length):
-                views[-1][0] = _OK
-                chain.complete(length + 1)
-                return
-            slow = file.reads_cached
-        self._later(chain, partial(self.file.read, chain.take_writable(length), sector * SECTOR), length, slow=slow)
 
     def _within(self, sector: int, length: int) -> bool:
         """5.2.6.1: whole sectors, and none beyond the capacity."""

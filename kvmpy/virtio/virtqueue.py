@@ -68,8 +68,8 @@ class Batch:
 class Virtqueue:
     """Queue `index` of a device, with room for at most `size_max` entries.
 
-    A device gets its chains by `handle`, or takes them itself with `take`; whatever is completed within one `batch` is
-    published at once. All methods may be called from any thread; they take the device's lock.
+    A device gets its chains by `handle`, or takes them itself with `take`; whatever is completed within one `batch`
+    interrupts the driver once at most. All methods may be called from any thread; they take the device's lock.
     """
 
     def __init__(self, device: VirtioDevice, index: int, size_max: int) -> None:
@@ -228,7 +228,7 @@ class Virtqueue:
     # --- giving them back -------------------------------------------------------------------------------------------
 
     def batch(self) -> Batch:
-        """Within this context the device's lock is held, and completed chains are published together at its end."""
+        """Within this context the device's lock is held; at its end the driver is interrupted, if it wants that."""
         return self._batch
 
     def begin_batch(self) -> None:
@@ -282,14 +282,15 @@ class Virtqueue:
         slot = 2 * (self._put & self._mask)
         self._elements[slot] = head
         self._elements[slot + 1] = written & 0xFFFF_FFFF
-        self._put = self._put + 1 & 0xFFFF
+        # After the elements (2.7.8.2). A driver that polls sees it at once, and adds more while the batch goes on: the
+        # device need not sleep in between. Whether to interrupt is a question for the end of the batch.
+        self._put = self._used[1] = self._put + 1 & 0xFFFF
 
     def _publish(self) -> None:
-        """Show the driver what was used since the last time, and interrupt it if it wants that (section 2.7.7.2)."""
+        """Interrupt the driver, if it wants that for what was used since the last time (section 2.7.7.2)."""
         new, old = self._put, self._published
         if new == old or not self.ready:
             return
-        self._used[1] = new  # after the elements (2.7.8.2)
         self._published = new
         if not self.device.notifies:
             return

@@ -248,7 +248,7 @@ def test_chains_in_flight_count_against_the_queue() -> None:
 # Notifications of the driver
 
 
-def test_a_batch_is_published_once_with_one_interrupt() -> None:
+def test_a_batch_interrupts_once_and_a_driver_that_polls_sees_each_at_once() -> None:
     driver = echo()
     device, queue = echo_device(driver), driver.queues[0]
     during: list[tuple[int, int]] = []
@@ -261,7 +261,7 @@ def test_a_batch_is_published_once_with_one_interrupt() -> None:
     for number in range(5):
         queue.add([bytes([number])], [1])
     queue.kick()
-    assert during == [(0, 0)] * 5
+    assert during == [(number, 0) for number in range(1, 6)]
     assert [answer for _, _, answer in queue.used()] == [bytes([number]) for number in range(5)]
     assert driver.board.lines[5].edges == 1
     assert driver.acknowledge() == 1
