@@ -84,11 +84,12 @@ class VirtioMmio(Device):
         self.interrupt = InterruptStatus()
         self._timer: Timer | None = None
         self._later: list[Virtqueue] = []
-        self._power_on()
-
-    def _power_on(self) -> None:
-        self._device_features_sel = self._driver_features_sel = self._queue_sel = self._shm_sel = 0
         self._guest_page_size = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        """What the driver wrote before a reset. GuestPageSize stays: legacy drivers write it first, then reset."""
+        self._device_features_sel = self._driver_features_sel = self._queue_sel = self._shm_sel = 0
         self._selected = [_Selected(queue.size_max) for queue in self.device.queues]
 
     # --- being plugged in -------------------------------------------------------------------------------------------
@@ -250,6 +251,8 @@ class VirtioMmio(Device):
                     self.counters["features_beyond_63"] += 1
             case reg.QUEUE_SEL:
                 self._queue_sel = value
+            case reg.GUEST_PAGE_SIZE if self.legacy:
+                self._guest_page_size = value
             case reg.SHM_SEL:
                 self._shm_sel = value
             case reg.STATUS:
@@ -264,7 +267,7 @@ class VirtioMmio(Device):
     def _reset_registers(self) -> None:
         # 2.4.1 and 4.2.2.1: after a reset InterruptStatus is clear and no queue is ready.
         self.interrupt.acknowledge(USED_BUFFER | CONFIG_CHANGE)
-        self._power_on()
+        self._forget()
 
     def _write_queue_register(self, offset: int, value: int) -> None:
         index = self._queue_sel
@@ -278,8 +281,6 @@ class VirtioMmio(Device):
                     selected.align = value
                 case reg.QUEUE_PFN:
                     self._write_legacy_pfn(index, value)
-                case reg.GUEST_PAGE_SIZE:
-                    self._guest_page_size = value
                 case _:
                     self.counters["register_write"] += 1
             return
@@ -331,6 +332,7 @@ class VirtioMmio(Device):
     def reset(self) -> None:
         self.device.reset()
         self._reset_registers()
+        self._guest_page_size = 0
 
     def quiesce(self) -> None:
         """Finish what is under way, and begin nothing until `resume`: guest memory stays as it is."""

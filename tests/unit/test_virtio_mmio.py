@@ -205,11 +205,11 @@ class LegacyDriver(FakeDriver):
         super().__init__(device, legacy=True)
 
     def begin(self, *, page: int = 0x1000, align: int = 0x1000, size: int = 16) -> FakeQueue:
+        self.write(reg.GUEST_PAGE_SIZE, page)  # before the reset: so does Linux
         self.write(reg.STATUS, 0)
         self.write(reg.STATUS, ACKNOWLEDGE_DRIVER)
         self.write(reg.DRIVER_FEATURES_SEL, 0)
         self.write(reg.DRIVER_FEATURES, 0xFFFF_FFFF & ~(1 << 29))
-        self.write(reg.GUEST_PAGE_SIZE, page)
         queue = FakeQueue(self, 0, 16, 0x1000)
         queue.available, queue.used_ring = (
             0x1100,
