@@ -10,25 +10,41 @@ if TYPE_CHECKING:
     from kvmpy.virtio.chain import Chain as Chain
     from kvmpy.virtio.console import VirtioConsole as VirtioConsole
     from kvmpy.virtio.console_port import ConsolePort as ConsolePort
+    from kvmpy.virtio.datagram_socket import DatagramSocket as DatagramSocket
+    from kvmpy.virtio.datagram_socket import datagram_pair as datagram_pair
     from kvmpy.virtio.device import VirtioDevice as VirtioDevice
     from kvmpy.virtio.entropy import Entropy as Entropy
     from kvmpy.virtio.features import DeviceStatus as DeviceStatus
     from kvmpy.virtio.features import Feature as Feature
     from kvmpy.virtio.mmio import VirtioMmio as VirtioMmio
     from kvmpy.virtio.mmio import linux_parameters as linux_parameters
+    from kvmpy.virtio.net import VirtioNet as VirtioNet
+    from kvmpy.virtio.net_backend import NetBackend as NetBackend
+    from kvmpy.virtio.passt import Passt as Passt
+    from kvmpy.virtio.pcap import PcapFile as PcapFile
+    from kvmpy.virtio.stream_socket import StreamSocket as StreamSocket
+    from kvmpy.virtio.tap import Tap as Tap
     from kvmpy.virtio.virtqueue import Virtqueue as Virtqueue
 
 _MODULE_OF = {
     "Block": "block",
     "Chain": "chain",
     "ConsolePort": "console_port",
+    "DatagramSocket": "datagram_socket",
     "DeviceStatus": "features",
     "Entropy": "entropy",
     "Feature": "features",
+    "NetBackend": "net_backend",
+    "Passt": "passt",
+    "PcapFile": "pcap",
+    "StreamSocket": "stream_socket",
+    "Tap": "tap",
     "VirtioConsole": "console",
     "VirtioDevice": "device",
     "VirtioMmio": "mmio",
+    "VirtioNet": "net",
     "Virtqueue": "virtqueue",
+    "datagram_pair": "datagram_socket",
     "linux_parameters": "mmio",
 }
 
@@ -36,13 +52,21 @@ __all__ = [
     "Block",
     "Chain",
     "ConsolePort",
+    "DatagramSocket",
     "DeviceStatus",
     "Entropy",
     "Feature",
+    "NetBackend",
+    "Passt",
+    "PcapFile",
+    "StreamSocket",
+    "Tap",
     "VirtioConsole",
     "VirtioDevice",
     "VirtioMmio",
+    "VirtioNet",
     "Virtqueue",
+    "datagram_pair",
     "linux_parameters",
 ]
 
