@@ -7,9 +7,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from gnu_toolchain import compile_c
 from kvmpy.pytest_plugin.requirement import skip_or_fail
+from linux_session import busybox, small_kernel
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(ROOT.glob("examples/*.py"))
@@ -23,11 +25,11 @@ def promised_output(example: Path) -> str:
     return textwrap.dedent(output).strip("\n") + "\n"
 
 
-def run(example: Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(example: Path, cwd: Path, seconds: float = 40, **environment: str) -> subprocess.CompletedProcess[str]:
     # -X dev: descriptors that an example leaves open are reported on standard error.
     command = [sys.executable, "-X", "dev", str(example)]
     return subprocess.run(
-        command, cwd=cwd, env=environment or None, capture_output=True, text=True, timeout=40, check=False
+        command, cwd=cwd, env=environment or None, capture_output=True, text=True, timeout=seconds, check=False
     )
 
 
@@ -35,13 +37,22 @@ def test_there_are_examples() -> None:
     assert len(EXAMPLES) >= 10
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def parameters() -> list[ParameterSet]:
+    """The examples; the one that boots Linux takes its time where KVM runs guests in software."""
+    slow = (pytest.mark.slow, pytest.mark.linux)
+    return [pytest.param(path, marks=slow if path.stem == "boot_linux" else (), id=path.stem) for path in EXAMPLES]
+
+
+@pytest.mark.parametrize("example", parameters())
 def test_an_example_prints_what_it_promises(example: Path, tmp_path: Path) -> None:
     if example.stem in ("c_guest", "hypercalls", "virtio_device"):
         compile_c("void _start(void) {}")  # skips, or fails, where there is no compiler
     if example.stem == "floppy_boot" and not Path("/usr/share/seabios/bios.bin").exists():
         skip_or_fail("needs SeaBIOS (Debian package seabios)")
-    done = run(example, tmp_path)
+    if example.stem == "boot_linux":
+        for needed in (small_kernel, busybox):
+            needed()  # skips where it is missing
+    done = run(example, tmp_path, 500 if example.stem == "boot_linux" else 40)
     assert (done.stdout, done.stderr, done.returncode) == (promised_output(example), "", 0)
     assert not list(tmp_path.iterdir()), "an example leaves nothing behind"
 
