@@ -234,9 +234,9 @@ def say(text: str) -> None:
 
 
 def _choose_image(args: argparse.Namespace) -> Image:
-    from kvmpy.boot import ElfImage, FirmwareImage, FlatImage
-
     if args.firmware:
+        from kvmpy.boot import FirmwareImage
+
         for name in ("mode", "address", "entry"):
             if getattr(args, name) is not None:
                 raise UsageError(f"--{name} does not go with --firmware, which starts at the reset vector")
@@ -244,7 +244,11 @@ def _choose_image(args: argparse.Namespace) -> Image:
         # A ROM of 256 KiB wants all of itself under 1 MiB; smaller ones have no more than their size.
         return FirmwareImage(args.image, shadow=min(max(length & -0x1000, 0x1_0000), 0x4_0000))
     if _magic(args.image) == b"\x7fELF":
+        from kvmpy.boot import ElfImage
+
         return ElfImage(args.image, base=args.address, entry=args.entry, mode=args.mode, ring=args.ring)
+    from kvmpy.boot import FlatImage
+
     return FlatImage(args.image, args.address, args.mode or "real", entry=args.entry, ring=args.ring)
 
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kvmpy.boot.acpi import AcpiTables
-from kvmpy.boot.mp_table import MpTable
 from kvmpy.boot.platform import FixedHardware, IsaDevice, MmioDevice, Platform, SleepRegisters
-from kvmpy.boot.smbios import SmbiosTables
 from kvmpy.devices import I8042, AcpiPm, AcpiSleep, Cmos, Device, PciHostBridge, Uart16550
 from kvmpy.devices.acpi_pm import PM1_CONTROL, PM1_STATUS, PM_TIMER, RESET, RESET_VALUE, S5
 
@@ -74,6 +71,11 @@ def tables_of(machine: Machine) -> tuple[FirmwareTables, ...]:
     """The tables of `machine`. None without an irqchip: what they tell of is not there then."""
     if not machine.vm.irqchip:
         return ()
+    # Here, as a firmware makes its own: what it is told by `platform_of` should not wait for these.
+    from kvmpy.boot.acpi import AcpiTables
+    from kvmpy.boot.mp_table import MpTable
+    from kvmpy.boot.smbios import SmbiosTables
+
     platform = platform_of(machine)
     return MpTable(platform), AcpiTables(platform), SmbiosTables(platform)
 
