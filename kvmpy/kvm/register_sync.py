@@ -1,7 +1,7 @@
 """Which registers of a vCPU are loaded, which are dirty, and when they travel (KVM API, section 6.12)."""
 
 from kvmpy.abi.ioctls import KVM_GET_REGS, KVM_GET_SREGS, KVM_SET_REGS, KVM_SET_SREGS
-from kvmpy.kvm.register_images import REGS_SIZE, SREGS_SIZE
+from kvmpy.kvm.register_images import INTERRUPTS, REGS_SIZE, SREGS_SIZE
 from kvmpy.kvm.run_page import (
     DIRTY_REGS,
     IMMEDIATE_EXIT,
@@ -24,6 +24,7 @@ __all__ = ["ALL", "RegisterSync"]
 _VALID, _DIRTY = VALID_REGS // 8, DIRTY_REGS // 8
 _CELLS = REGS // 8
 _REGS_END, _SREGS_END = REGS + REGS_SIZE, SREGS + SREGS_SIZE
+_BITMAP = (SREGS + INTERRUPTS) // 8
 
 ALL = range(18)
 """The indices of all general registers in struct kvm_regs."""
@@ -100,8 +101,14 @@ class RegisterSync:
         self._check()
         self._sregs_wanted = True
         self._u64[_VALID] |= SYNC_SREGS
+        u64 = self._u64
         # Dirty ones are newer than the vCPU's: a KVM_RUN that failed early has not taken them.
-        if not self._sregs_loaded and not self._u64[_DIRTY] & SYNC_SREGS:
+        if not u64[_DIRTY] & SYNC_SREGS and (
+            not self._sregs_loaded
+            # KVM_RUN sets the bit of an interrupt that waits, and never clears one: given back to KVM with other
+            # registers, an old bit would be that interrupt once more. The ioctl tells the truth.
+            or u64[_BITMAP] | u64[_BITMAP + 1] | u64[_BITMAP + 2] | u64[_BITMAP + 3]
+        ):
             self._transfer(KVM_GET_SREGS, self.address + SREGS)
             self._sregs_loaded = True
         if self._held_sregs:
