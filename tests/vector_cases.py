@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import struct
 
 from instruction_batch import ROOM, xsave_image
 from instruction_comparison import Given, xcr0
 
-__all__ = ["listed", "one_source", "two_sources", "vector_state"]
+__all__ = ["listed", "one_source", "real_vectors", "two_sources", "vector_state"]
 
 
 def vector_state(chance: random.Random, number: int, place: int) -> Given:
@@ -47,3 +48,38 @@ def one_source(names: str, *, immediate: str = "") -> dict[str, list[str]]:
             f"v{name} xmm1, xmm2{immediate}", f"v{name} ymm8, ymmword ptr [rsi + rdi + 5]{immediate}",
         ] for name in names.split()
     }  # fmt: skip
+
+
+def _real(chance: random.Random, exponent_bits: int, fraction_bits: int) -> int:
+    """A number of every kind: zero, denormal, infinite, NaN of both sorts, near a power of two, of like size."""
+    kind = chance.randrange(12)
+    sign = chance.getrandbits(1) << exponent_bits + fraction_bits
+    most = (1 << exponent_bits) - 1
+    fraction = chance.getrandbits(fraction_bits)
+    if kind == 0:
+        return sign
+    if kind == 1:
+        return sign | fraction >> chance.randrange(fraction_bits)
+    if kind == 2:
+        return sign | most << fraction_bits | chance.choice((0, fraction, fraction >> 1, 1 << fraction_bits - 1))
+    if kind == 3:
+        exponent = chance.choice((1, 2, most - 1, most - 2, chance.randrange(1, most)))
+        return sign | exponent << fraction_bits | fraction
+    bias = most >> 1
+    exponent = bias + chance.randrange(-3, 4) if kind < 9 else bias + chance.randrange(-bias // 2, bias // 2)
+    if kind in (5, 6):
+        fraction = chance.choice((0, 1, (1 << fraction_bits) - 1, 1 << fraction_bits - 1, 3 << fraction_bits - 2))
+    elif kind == 7:
+        fraction = fraction >> fraction_bits // 2 << fraction_bits // 2
+    return sign | exponent << fraction_bits | fraction
+
+
+def real_vectors(chance: random.Random, size: int) -> bytes:
+    """Vectors of 16 bytes with singles or doubles in them."""
+    parts = []
+    for _ in range(size // 16):
+        if chance.getrandbits(1):
+            parts.append(struct.pack("<4I", *(_real(chance, 8, 23) for _ in range(4))))
+        else:
+            parts.append(struct.pack("<2Q", *(_real(chance, 11, 52) for _ in range(2))))
+    return b"".join(parts)

@@ -14,7 +14,7 @@ import pytest
 
 from instruction_batch import ROOM, Batch, assemble_each, batch, compare_forms, xsave_image
 from instruction_comparison import Given, components, xcr0
-from vector_cases import listed
+from vector_cases import listed, real_vectors
 
 pytestmark = pytest.mark.kvm
 
@@ -91,41 +91,6 @@ for number in (0xF1, 0x31, 0x7F, 0xFA, 0x0F, 0xF0, 0x93):
     FORMS[f"dppd {number}"] = forms_of("dppd", "xmmword", immediate=f", {number}")[:4]
 
 
-def real(chance: random.Random, exponent_bits: int, fraction_bits: int) -> int:
-    """A number of every kind: zero, denormal, infinite, NaN of both sorts, near a power of two, of like size."""
-    kind = chance.randrange(12)
-    sign = chance.getrandbits(1) << exponent_bits + fraction_bits
-    most = (1 << exponent_bits) - 1
-    fraction = chance.getrandbits(fraction_bits)
-    if kind == 0:
-        return sign
-    if kind == 1:
-        return sign | fraction >> chance.randrange(fraction_bits)
-    if kind == 2:
-        return sign | most << fraction_bits | chance.choice((0, fraction, fraction >> 1, 1 << fraction_bits - 1))
-    if kind == 3:
-        exponent = chance.choice((1, 2, most - 1, most - 2, chance.randrange(1, most)))
-        return sign | exponent << fraction_bits | fraction
-    bias = most >> 1
-    exponent = bias + chance.randrange(-3, 4) if kind < 9 else bias + chance.randrange(-bias // 2, bias // 2)
-    if kind in (5, 6):
-        fraction = chance.choice((0, 1, (1 << fraction_bits) - 1, 1 << fraction_bits - 1, 3 << fraction_bits - 2))
-    elif kind == 7:
-        fraction = fraction >> fraction_bits // 2 << fraction_bits // 2
-    return sign | exponent << fraction_bits | fraction
-
-
-def registers(chance: random.Random, size: int) -> bytes:
-    """Vectors of 16 bytes with singles or doubles in them."""
-    parts = []
-    for _ in range(size // 16):
-        if chance.getrandbits(1):
-            parts.append(struct.pack("<4I", *(real(chance, 8, 23) for _ in range(4))))
-        else:
-            parts.append(struct.pack("<2Q", *(real(chance, 11, 52) for _ in range(2))))
-    return b"".join(parts)
-
-
 def state(chance: random.Random, count: int, place: int) -> Given:
     given = Given.random(chance)
     given.general[4], given.general[5] = place, count % 4
@@ -133,11 +98,11 @@ def state(chance: random.Random, count: int, place: int) -> Given:
     masks = chance.choice((0x1F80,) * 9 + (chance.getrandbits(6) << 7,) * 3)
     mode = chance.choice((0, 0, 0x40, 0x8000, 0x8040)) | chance.getrandbits(2) << 13
     struct.pack_into("<I", area, 24, masks | mode | chance.choice((0, 0, chance.getrandbits(6))))
-    area[XMM : XMM + 256] = registers(chance, 256)
+    area[XMM : XMM + 256] = real_vectors(chance, 256)
     offset = components()[AVX][0]
-    area[offset : offset + 256] = registers(chance, 256)
+    area[offset : offset + 256] = real_vectors(chance, 256)
     given.xsave = bytes(area)
-    given.data = registers(chance, 96) + bytes(ROOM - 96)
+    given.data = real_vectors(chance, 96) + bytes(ROOM - 96)
     return given
 
 

@@ -16,37 +16,50 @@ from kvmpy.x86.emulator.table import ANY, MEMORY, REGISTER, instruction
 from kvmpy.x86.emulator.vector_operands import OUTSIDE_REAL_MODE, check_aligned, check_avx
 from kvmpy.x86.instruction import EVEX
 
-__all__: list[str] = []
+__all__ = ["ThreeSources", "Vectors", "row"]
 
 _UD = 6
 _38, _3A = 2, 3
 _AVX_512 = 0xE6
 """SSE, AVX, opmasks, ZMM0 to ZMM15, ZMM16 to ZMM31 in XCR0."""
 
+_ROUNDINGS = {16: 0, 32: 1, 64: 2, 48: 3}
+"""What the bits for the size of vectors mean when they are RC."""
+
 ThreeSources = Callable[[int, int, int, int, int], int]
 """(destination, first source, second source, bytes, immediate) -> the result."""
 
 
-class _Vectors:
-    """The operands of one instruction with elements of `width` bytes."""
+class Vectors:
+    """The operands of one instruction with elements of `width` bytes, for masks, and of `element` for broadcasts.
 
-    __slots__ = ("mask", "op", "size", "state", "width", "zeroes")
+    `rounds`: between registers, the bit that else means broadcast means that the instruction has its own `rounding`, as
+    in MXCSR.RC, and raises no exceptions; the bits of the vector's size give it then.
+    """
 
-    def __init__(self, op: Operands, width: int, *, first_source: bool, broadcasts: bool = True) -> None:
+    __slots__ = ("element", "mask", "op", "rounding", "size", "state", "width", "zeroes")
+
+    def __init__(
+        self, op: Operands, width: int, *, first_source: bool, broadcasts: bool = True, element: int = 0,
+        rounds: bool = False,
+    ) -> None:  # fmt: skip
         evex = op.it.evex
         assert evex is not None  # a row with this encoding has it
         self.state: ExtendedState = check_avx(op, sources=2 if first_source else 0)
+        between_registers = op.it.memory is None
+        self.rounding = _ROUNDINGS[evex.size] if rounds and between_registers and evex.broadcast else None
         undefined = (
             op.cpu.xcr0() & _AVX_512 != _AVX_512
-            or evex.size == 48
+            or (evex.size == 48 and self.rounding is None)
             or (evex.zeroes and not evex.mask)
-            or (evex.broadcast and (op.it.memory is None or not broadcasts))
+            or (evex.broadcast and self.rounding is None and (between_registers or not broadcasts))
         )
         if undefined:
             raise GuestException.of(_UD)
         self.op = op
         self.width = width
-        self.size = evex.size
+        self.element = element or width
+        self.size = evex.size if self.rounding is None else 64
         self.mask = self.state.opmask(evex.mask) if evex.mask else -1
         self.zeroes = evex.zeroes
 
@@ -67,8 +80,8 @@ class _Vectors:
             return self.register(op.it.rm)
         assert op.it.evex is not None
         if op.it.evex.broadcast:
-            element = op.load(width) if whole or self.chosen() else 0
-            return join([element] * (self.size // width), width)
+            element = op.load(self.element) if whole or self.chosen() else 0
+            return join([element] * (self.size // self.element), self.element)
         if self.mask == -1 or whole:
             return op.load(self.size)
         elements = [0] * (self.size // width)
@@ -98,13 +111,15 @@ class _Vectors:
             memory.write(op.linear(width * place), elements[place].to_bytes(width, "little"))
 
 
-def _row(
-    name: str, opcode: int, width: int, operation: ThreeSources, *, map: int = 1, prefix: int = 0x66, w: bool,
+def row(
+    name: str, opcode: int, width: int, operation: ThreeSources, *, map: int = 1, prefix: int = 0x66, w: bool | None,
     sources: int = 2, immediate: bool = False, digit: int | None = None, permutes: bool = False,
+    broadcasts: bool = True, element: int = 0,
 ) -> None:  # fmt: skip
     """A row. With a `digit` VEX.vvvv is the destination, and the only source is ModRM.rm.
 
-    `permutes`: an element of the result is not made of those at its place.
+    `permutes`: an element of the result is not made of those at its place. `broadcasts`: memory may be one element, of
+    `element` bytes if that is not `width`.
     """
 
     @instruction(
@@ -113,7 +128,9 @@ def _row(
     )  # fmt: skip
     def execute(op: Operands) -> None:
         it = op.it
-        vectors = _Vectors(op, width, first_source=sources == 2 or digit is not None)
+        vectors = Vectors(
+            op, width, first_source=sources == 2 or digit is not None, broadcasts=broadcasts, element=element
+        )
         second = vectors.second(whole=permutes)
         target = it.reg if digit is None else it.vvvv
         first = vectors.register(it.vvvv) if sources == 2 else 0
@@ -191,14 +208,14 @@ def _shuffled(old: int, first: int, second: int, size: int, immediate: int) -> i
 
 for _width, _suffix, _w in ((4, "d", False), (8, "q", True)):
     _bits = 8 * _width
-    _row(f"vpadd{_suffix}", 0xD4 if _w else 0xFE, _width, _two(operator.add, _width), w=_w)
-    _row(f"vpsub{_suffix}", 0xFB if _w else 0xFA, _width, _two(operator.sub, _width), w=_w)
-    _row(f"vpand{_suffix}", 0xDB, _width, _two(operator.and_, _width), w=_w)
-    _row(f"vpandn{_suffix}", 0xDF, _width, _two(lambda a, b: ~a & b, _width), w=_w)
-    _row(f"vpor{_suffix}", 0xEB, _width, _two(operator.or_, _width), w=_w)
-    _row(f"vpxor{_suffix}", 0xEF, _width, _two(operator.xor, _width), w=_w)
-    _row(f"vpternlog{_suffix}", 0x25, _width, _ternary, map=_3A, w=_w, immediate=True)
-    _row(
+    row(f"vpadd{_suffix}", 0xD4 if _w else 0xFE, _width, _two(operator.add, _width), w=_w)
+    row(f"vpsub{_suffix}", 0xFB if _w else 0xFA, _width, _two(operator.sub, _width), w=_w)
+    row(f"vpand{_suffix}", 0xDB, _width, _two(operator.and_, _width), w=_w)
+    row(f"vpandn{_suffix}", 0xDF, _width, _two(lambda a, b: ~a & b, _width), w=_w)
+    row(f"vpor{_suffix}", 0xEB, _width, _two(operator.or_, _width), w=_w)
+    row(f"vpxor{_suffix}", 0xEF, _width, _two(operator.xor, _width), w=_w)
+    row(f"vpternlog{_suffix}", 0x25, _width, _ternary, map=_3A, w=_w, immediate=True)
+    row(
         f"vpermi2{_suffix}",
         0x76,
         _width,
@@ -207,7 +224,7 @@ for _width, _suffix, _w in ((4, "d", False), (8, "q", True)):
         w=_w,
         permutes=True,
     )
-    _row(
+    row(
         f"vpermt2{_suffix}",
         0x7E,
         _width,
@@ -218,21 +235,19 @@ for _width, _suffix, _w in ((4, "d", False), (8, "q", True)):
     )
     for _left, _name, _digit, _opcode in ((False, "vpror", 0, 0x14), (True, "vprol", 1, 0x15)):
         _rotate = _rotated(_width, left=_left)
-        _row(_name + _suffix, 0x72, _width, _one(_rotate, _width), w=_w, sources=1, immediate=True, digit=_digit)
-        _row(f"{_name}v{_suffix}", _opcode, _width, _two(_rotate, _width), map=_38, w=_w)
+        row(_name + _suffix, 0x72, _width, _one(_rotate, _width), w=_w, sources=1, immediate=True, digit=_digit)
+        row(f"{_name}v{_suffix}", _opcode, _width, _two(_rotate, _width), map=_38, w=_w)
     _shift = 0x73 if _w else 0x72
-    _row(
-        f"vpsll{_suffix}", _shift, _width, _one(_shifted_left(_bits), _width), w=_w, sources=1, immediate=True, digit=6
-    )
-    _row(
+    row(f"vpsll{_suffix}", _shift, _width, _one(_shifted_left(_bits), _width), w=_w, sources=1, immediate=True, digit=6)
+    row(
         f"vpsrl{_suffix}", _shift, _width, _one(_shifted_right(_bits), _width), w=_w, sources=1, immediate=True, digit=2
     )
-    _row(
+    row(
         f"vpsra{_suffix}", 0x72, _width, _one(_shifted_right(_bits), _width, signed=True), w=_w, sources=1,
         immediate=True, digit=4,
     )  # fmt: skip
-    _row(f"vperm{_suffix}", 0x36, _width, _one_table(_width), map=_38, w=_w, permutes=True)
-_row("vpshufd", 0x70, 4, _shuffled, w=False, sources=1, immediate=True, permutes=True)
+    row(f"vperm{_suffix}", 0x36, _width, _one_table(_width), map=_38, w=_w, permutes=True)
+row("vpshufd", 0x70, 4, _shuffled, w=False, sources=1, immediate=True, permutes=True)
 
 
 # Moves
@@ -241,14 +256,14 @@ _row("vpshufd", 0x70, 4, _shuffled, w=False, sources=1, immediate=True, permutes
 def _moves(name: str, prefix: int, width: int, *, w: bool, load: int, store: int, aligned: bool) -> None:
     @instruction(f"{name} load", 1, load, prefix=prefix, operand=ANY, encoding=EVEX, w=w, bits=OUTSIDE_REAL_MODE)
     def loads(op: Operands) -> None:
-        vectors = _Vectors(op, width, first_source=False, broadcasts=False)
+        vectors = Vectors(op, width, first_source=False, broadcasts=False)
         if aligned and op.it.memory is not None:
             check_aligned(op, vectors.size)
         vectors.write(op.it.reg, vectors.second())
 
     @instruction(f"{name} store", 1, store, prefix=prefix, operand=MEMORY, encoding=EVEX, w=w, bits=OUTSIDE_REAL_MODE)
     def stores(op: Operands) -> None:
-        vectors = _Vectors(op, width, first_source=False, broadcasts=False)
+        vectors = Vectors(op, width, first_source=False, broadcasts=False)
         if vectors.zeroes:
             raise GuestException.of(_UD)
         if aligned:
@@ -257,7 +272,7 @@ def _moves(name: str, prefix: int, width: int, *, w: bool, load: int, store: int
 
     @instruction(name, 1, store, prefix=prefix, operand=REGISTER, encoding=EVEX, w=w, bits=OUTSIDE_REAL_MODE)
     def copies(op: Operands) -> None:
-        vectors = _Vectors(op, width, first_source=False, broadcasts=False)
+        vectors = Vectors(op, width, first_source=False, broadcasts=False)
         vectors.write(op.it.rm, vectors.register(op.it.reg))
 
 

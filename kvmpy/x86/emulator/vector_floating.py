@@ -25,6 +25,8 @@ from kvmpy.x86.emulator.x87_numbers import DOUBLE, SINGLE, Format
 from kvmpy.x86.flags import Cr4
 from kvmpy.x86.instruction import VEX
 
+__all__ = ["COMPARISONS", "FUSED", "Binary", "fused_element", "settle"]
+
 _UD, _XM = 6, 19
 _38, _3A = 2, 3
 _OSXMMEXCPT = int(Cr4.OSXMMEXCPT)
@@ -178,7 +180,7 @@ def _comparison(predicate: int) -> Binary:
     return operation
 
 
-_COMPARISONS = [_comparison(predicate) for predicate in range(32)]
+COMPARISONS = [_comparison(predicate) for predicate in range(32)]
 
 
 def _compare_row(name: str, prefix: int, kind: Format, scalar: bool) -> None:
@@ -189,7 +191,7 @@ def _compare_row(name: str, prefix: int, kind: Format, scalar: bool) -> None:
         state = check_vector(op, sources=2, only_128=False)
         vex = op.it.encoding == VEX
         size = vector_size(op)
-        operation = _COMPARISONS[op.it.immediate & (31 if vex else 7)]
+        operation = COMPARISONS[op.it.immediate & (31 if vex else 7)]
         mxcsr = state.current_mxcsr
         if scalar:
             second = vector_source(op, state, width, aligned=False)
@@ -286,7 +288,6 @@ def _fused(
 ) -> None:
     """`order` says which operands are multiplied and which is added; `signs(element)` flips signs of those."""
     width = kind.size
-    sign = 1 << 8 * width - 1
 
     @instruction(
         f"{name}{order}", _38, opcode, prefix=0x66, encoding=VEX, w=kind is DOUBLE, bits=OUTSIDE_REAL_MODE
@@ -301,8 +302,7 @@ def _fused(
         mxcsr = state.current_mxcsr
         results = []
         for at, (a, b, c) in enumerate(zip(*(by_number[number] for number in order), strict=True)):
-            product, added = signs(at)
-            results.append(_multiply_add(a, b, c, product * sign, added * sign, kind, mxcsr))
+            results.append(fused_element(a, b, c, signs(at), kind, mxcsr))
         numbers = settle(op, state, results)
         if scalar:
             _scalar(op, state, state.xmm(op.it.reg), numbers[0], width)
@@ -310,18 +310,19 @@ def _fused(
             destination(op, state, join(numbers, width))
 
 
-def _multiply_add(
-    first: int, second: int, third: int, product_sign: int, added_sign: int, kind: Format, mxcsr: int
+def fused_element(
+    first: int, second: int, third: int, signs: tuple[int, int], kind: Format, mxcsr: int
 ) -> tuple[int, int]:
-    """With signs flipped, but not those of NaNs."""
+    """first * second + third; `signs` flip those of the product and of what is added, but not a NaN's."""
+    product, added = (flips << 8 * kind.size - 1 for flips in signs)
     if not floating.is_nan(first, kind):
-        first ^= product_sign
+        first ^= product
     if not floating.is_nan(third, kind):
-        third ^= added_sign
+        third ^= added
     return floating.multiply_add(first, second, third, kind, mxcsr)
 
 
-_FUSED: tuple[tuple[str, int, bool, Callable[[int], tuple[int, int]]], ...] = (
+FUSED: tuple[tuple[str, int, bool, Callable[[int], tuple[int, int]]], ...] = (
     ("vfmaddsub", 0x6, False, lambda at: (0, 0 if at & 1 else 1)),
     ("vfmsubadd", 0x7, False, lambda at: (0, 1 if at & 1 else 0)),
     ("vfmadd", 0x8, True, lambda at: (0, 0)),
@@ -330,6 +331,6 @@ _FUSED: tuple[tuple[str, int, bool, Callable[[int], tuple[int, int]]], ...] = (
     ("vfnmsub", 0xE, True, lambda at: (1, 1)),
 )
 for _base, _order in ((0x90, "132"), (0xA0, "213"), (0xB0, "231")):
-    for _name, _digit, _has_scalar, _signs in _FUSED:
+    for _name, _digit, _has_scalar, _signs in FUSED:
         for _, _suffix, _kind, _is_scalar in _FORMS if _has_scalar else _PACKED:
             _fused(f"{_name}{_suffix}", _base + _digit + _is_scalar, _order, _kind, _is_scalar, _signs)

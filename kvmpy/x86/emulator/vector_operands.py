@@ -136,13 +136,15 @@ def both(
 def by_lane(operation: Operation) -> Operation:
     """The operation on each 128 bits of its own: most that move elements do not cross them."""
 
-    def both(first: int, second: int, size: int, immediate: int) -> int:
+    def each(first: int, second: int, size: int, immediate: int) -> int:
         if size == 16:
             return operation(first, second, 16, immediate)
-        low = operation(first & _LANE, second & _LANE, 16, immediate)
-        return low | operation(first >> 128, second >> 128, 16, immediate) << 128
+        result = 0
+        for shift in range(0, 8 * size, 128):
+            result |= operation(first >> shift & _LANE, second >> shift & _LANE, 16, immediate) << shift
+        return result
 
-    return both
+    return each
 
 
 def packed(
