@@ -1,4 +1,4 @@
-"""EVEX encodings of floating-point arithmetic on vectors: masks, broadcast, roundings of their own (SDM vol. 2, 2.7)."""
+"""EVEX encodings of floating-point arithmetic: masks, broadcast, roundings of their own (SDM vol. 2, 2.7)."""
 
 from __future__ import annotations
 
@@ -105,5 +105,5 @@ def _fused(name: str, opcode: int, order: str, kind: Format, w: bool, signs: Cal
 
 for _base, _order in ((0x90, "132"), (0xA0, "213"), (0xB0, "231")):
     for _name, _digit, _, _signs in FUSED:
-        for _suffix, _, _kind, _w in _FORMS:
-            _fused(f"{_name}{_order}{_suffix}", _base + _digit, _order, _kind, _w, _signs)
+        _fused(f"{_name}{_order}ps", _base + _digit, _order, SINGLE, False, _signs)
+        _fused(f"{_name}{_order}pd", _base + _digit, _order, DOUBLE, True, _signs)
