@@ -1,4 +1,4 @@
-"""The options of `kvmpy run` that look into the guest: gdb, coverage, and where a crash report goes."""
+"""The options of `kvmpy run` that look into the guest: gdb, coverage, symbols, and where a crash report goes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from kvmpy.errors import UsageError
 
 if TYPE_CHECKING:
     from kvmpy.debug.crash_report import CrashReport
+    from kvmpy.debug.symbols import SymbolTable
     from kvmpy.machine import Machine
 
 __all__ = ["add_inspection_arguments", "looking_into", "write_crash_report"]
@@ -39,6 +40,11 @@ def add_inspection_arguments(parser: argparse.ArgumentParser) -> None:
         help="every instruction by itself, exact and slow, or breakpoints that go when they are reached",
     )  # fmt: skip
     group.add_argument(
+        "--symbols", metavar="FILE",
+        help="names for the addresses in a crash report: a System.map, or an ELF file such as a vmlinux that was not "
+        "stripped. Default: those of the image",
+    )  # fmt: skip
+    group.add_argument(
         "--crash-report", metavar="FILE",
         help="when the guest ends badly, write why: .html is a page for the browser, .json data, else text (-v prints "
         "it)",
@@ -59,6 +65,8 @@ def gdb_address(text: str) -> tuple[str, int] | str:
 def looking_into(args: argparse.Namespace, machine: Machine) -> Iterator[None]:
     """What the options ask for, around the run."""
     with contextlib.ExitStack() as stack:
+        if args.symbols is not None:
+            machine.symbols = _read_symbols(args.symbols)
         coverage = None
         if args.coverage is not None:
             from kvmpy.debug.coverage import coverage_format
@@ -73,6 +81,14 @@ def looking_into(args: argparse.Namespace, machine: Machine) -> Iterator[None]:
         yield
     if coverage is not None:
         coverage.write(args.coverage)
+
+
+def _read_symbols(path: str) -> SymbolTable:
+    from kvmpy.debug.symbols import SymbolTable
+
+    with open(path, "rb") as file:
+        is_elf = file.read(4) == b"\x7fELF"
+    return SymbolTable.from_elf(path) if is_elf else SymbolTable.from_system_map(path)
 
 
 def write_crash_report(path: str, report: CrashReport) -> None:

@@ -100,6 +100,23 @@ def test_a_crash_report_goes_to_a_file(tmp_path: Path, suffix: str) -> None:
     assert ("<!DOCTYPE html>" in text) == (suffix == ".html")
 
 
+def test_symbols_of_a_system_map_or_an_elf_file_name_the_addresses_of_a_flat_image(tmp_path: Path) -> None:
+    image = tmp_path / "guest.bin"
+    image.write_bytes(assemble("jmp spin; nop; nop; spin: jmp spin", bits=64))
+    (tmp_path / "System.map").write_text("0000000000001000 T _start\n0000000000001004 T spin_for_ever\n")
+    run_it = (image, "--mode", "long", "--timeout", "0.2", "-v")
+    assert "spin_for_ever" not in run(*run_it).stderr
+    done = run(*run_it, "--symbols", tmp_path / "System.map")
+    assert done.returncode == 124
+    assert "spin_for_ever" in done.stderr
+    program = compile_c("void _start(void) { for (;;) ; }", address=0x1000)
+    assert "_start" in run(*run_it, "--symbols", program.elf).stderr
+    for name, says in (("nowhere", "nowhere: No such file"), ("guest.bin", "guest.bin")):
+        done = run(*run_it, "--symbols", tmp_path / name)
+        assert done.returncode in (118, 122)
+        assert says in done.stderr
+
+
 def test_a_guest_that_ends_well_leaves_no_report(tmp_path: Path) -> None:
     image, report = tmp_path / "good.bin", tmp_path / "report.txt"
     image.write_bytes(assemble("cli; hlt"))
