@@ -110,7 +110,7 @@ class VirtioNet(VirtioDevice):
     @property
     def link_up(self) -> bool:
         """Whether there is somebody at the other end."""
-        return bool(self.config.status & LINK_UP)
+        return self._backend is not None and self._backend.connected
 
     def connect(self, backend: NetBackend | None) -> None:
         """Plug the cable in elsewhere, or pull it (None). What it was plugged into is closed. From any thread.
@@ -151,7 +151,7 @@ class VirtioNet(VirtioDevice):
 
     def _update_link(self) -> None:
         """Tell the driver when the link has come or gone (section 5.1.4.1)."""
-        status = LINK_UP if self._backend is not None and self._backend.connected else 0
+        status = LINK_UP if self.link_up else 0
         if status != self.config.status:
             with self.changing_config():
                 self.config.status = status
@@ -165,6 +165,8 @@ class VirtioNet(VirtioDevice):
             if self._waits_for_room and not backend.full:
                 self._transmit()
             self._receive()
+            if not backend.connected:
+                self._events = None  # forgotten with the answer
             return backend.connected
 
     # --- queues -----------------------------------------------------------------------------------------------------
@@ -195,7 +197,7 @@ class VirtioNet(VirtioDevice):
         length = chain.readable_left
         backend = self._backend
         if not SHORTEST_FRAME <= length <= LONGEST_FRAME:
-            self.counters["bad_frame_length_of_guest"] += 1
+            self.counters["bad_frame_sent"] += 1
         elif header[0] & _NEEDS_CHECKSUM or header[1]:
             # 5.1.6.2.1: without CSUM and HOST_TSO the driver must set `flags` and `gso_type` to 0.
             self.counters["offload_not_negotiated"] += 1
@@ -241,7 +243,7 @@ class VirtioNet(VirtioDevice):
         """Put a frame into buffers of the driver (section 5.1.6.4), or drop it. False: it must wait for buffers."""
         length = len(frame)
         if not SHORTEST_FRAME <= length <= self._longest:
-            self.counters["bad_frame_length"] += 1
+            self.counters["bad_frame_received"] += 1
             return True
         if not self.notifies:
             self.counters["no_driver"] += 1
@@ -317,9 +319,12 @@ class VirtioNet(VirtioDevice):
         return {"held": None if self._held is None else bytes(self._held)}
 
     def restore_device_state(self, state: dict[str, Any]) -> None:
-        # Whether the link is up is a matter of this device's backend, not of the one that was saved.
         self._held = state["held"]
-        self._update_link()
+
+    def resume(self) -> None:
+        super().resume()
+        with self.lock:
+            self._update_link()  # after a restore it is that of this device's backend, not of the one that was saved
 
     def close(self) -> None:
         """Close the backend and the capture."""
