@@ -126,18 +126,21 @@ class FakeQueue:
 
 
 class FakeDriver:
-    """Drives `device` behind virtio-mmio on a board of its own, with `ram` bytes of memory."""
+    """Drives `device` behind virtio-mmio on a board of its own, or behind `mmio`, which is plugged in already."""
 
     def __init__(
-        self, device: VirtioDevice, *, legacy: bool = False, events: bool = False, memory: GuestMemory | None = None
-    ) -> None:
+        self, device: VirtioDevice, *, legacy: bool = False, events: bool = False, memory: GuestMemory | None = None,
+        mmio: VirtioMmio | None = None,
+    ) -> None:  # fmt: skip
         self.device = device
         self.board = RecordingBoard()
         self.board.has_events = events
         self.memory = self.board.memory = buffer_memory() if memory is None else memory
-        self.mmio = VirtioMmio(device, legacy=legacy)
-        self.mmio.place(self.board)
-        self.mmio.attach(self.board)
+        if mmio is None:
+            mmio = VirtioMmio(device, legacy=legacy)
+            mmio.place(self.board)
+            mmio.attach(self.board)
+        self.mmio = mmio
         self.queues: list[FakeQueue] = []
         self._free = BUFFERS
 

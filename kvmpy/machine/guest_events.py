@@ -42,10 +42,15 @@ class IoEvent:
         return self._fd
 
     def ready(self) -> bool:
-        """The guest wrote."""
-        with suppress(BlockingIOError):
+        """The guest wrote. What `call` raises is kept with the errors of host input; the next write calls it again."""
+        try:
             os.eventfd_read(self._fd)
+        except BlockingIOError:
+            return True
+        try:
             self._call()
+        except Exception as error:
+            self._host_events.errors.append((self, error))
         return True
 
     def close(self) -> None:

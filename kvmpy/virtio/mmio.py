@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,7 @@ class VirtioMmio(Device):
         self.write_events: list[WriteEvent] = []
         self.interrupt = InterruptStatus()
         self._timer: Timer | None = None
-        self._later: list[Virtqueue] = []
+        self._later: deque[Virtqueue] = deque()
         self._guest_page_size = 0
         self._forget()
 
@@ -118,6 +119,13 @@ class VirtioMmio(Device):
         return (Region("mmio", self.address, self.size, self.name, self.read, self.write),)
 
     def attach(self, board: Board) -> None:
+        try:
+            self._attach(board)
+        except BaseException:
+            self._close_events()
+            raise
+
+    def _attach(self, board: Board) -> None:
         super().attach(board)
         self.interrupt.line = self.line
         self._timer = board.timer(self._process_later)
@@ -147,11 +155,14 @@ class VirtioMmio(Device):
         try:
             self.device.close()
         finally:
-            for event in (*self.write_events, self.interrupt.event):
-                if event is not None:
-                    event.close()
-            self.write_events = []
-            self.interrupt.event = None
+            self._close_events()
+
+    def _close_events(self) -> None:
+        for event in (*self.write_events, self.interrupt.event):
+            if event is not None:
+                event.close()
+        self.write_events = []
+        self.interrupt.event = None
 
     # --- what the device asks for (Transport) -----------------------------------------------------------------------
 
@@ -165,14 +176,14 @@ class VirtioMmio(Device):
 
     def process_later(self, queue: Virtqueue) -> None:
         """Have the host input thread look at a queue."""
-        self._later.append(queue)
+        if queue not in self._later:
+            self._later.append(queue)
         if self._timer is not None:
             self._timer.start(time.monotonic())
 
     def _process_later(self) -> None:
-        later, self._later = self._later, []
-        for queue in dict.fromkeys(later):
-            self._notification(queue)()
+        for _ in range(len(self._later)):
+            self._notification(self._later.popleft())()
 
     # --- registers --------------------------------------------------------------------------------------------------
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
 
 from gnu_toolchain import compile_c
-from kvmpy import End, Machine, MiB
+from kvmpy import End, Kvm, Machine, MiB
 from kvmpy.bench.contenders import C_SOURCES
 from kvmpy.boot import ElfImage
 from kvmpy.devices import DebugExit
-from kvmpy.virtio import Entropy, Feature, VirtioMmio
+from kvmpy.machine.guest_events import IoEvent
+from kvmpy.virtio import DeviceStatus, Entropy, Feature, VirtioMmio
 from kvmpy.virtio import mmio_registers as reg
+from virtio_driver import FakeDriver
 
 SOURCE = str(C_SOURCES / "guest_programs" / "virtio_requests.c")
 RESULT = 0x8000
@@ -145,3 +150,48 @@ def test_without_an_irqchip_it_is_polled() -> None:
     with Machine(memory=1 * MiB, irqchip=False) as machine:
         transport = machine.add(VirtioMmio(Entropy()))
         assert transport.interrupt.event is None
+
+
+def test_a_closed_machine_gives_all_descriptors_back() -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    with Kvm() as kvm:
+        for number in range(5):
+            with Machine(memory=1 * MiB, kvm=kvm) as machine:
+                machine.add(Entropy())
+                machine.add(VirtioMmio(Entropy(), irqfd=False))
+            if number == 1:  # from the second one on, Kvm keeps an idle VM
+                before = descriptors()
+        assert descriptors() == before
+
+
+def test_an_error_of_a_device_is_kept_and_it_can_be_reset() -> None:
+    # The host input thread must not forget the queue because handling one notification failed.
+    failures = [RuntimeError("a bug")]
+
+    def source(length: int) -> bytes:
+        if failures:
+            raise failures.pop()
+        return bytes(length)
+
+    with Machine(memory=1 * MiB) as machine:
+        transport = machine.add(VirtioMmio(Entropy(source)))
+        event = transport.write_events[0]
+        assert isinstance(event, IoEvent)
+        driver = FakeDriver(transport.device, mmio=transport, memory=machine.memory).start()
+        driver.queues[0].add([], [8])
+        os.eventfd_write(event.fileno(), 1)  # as KVM does when the guest writes
+        wait_for(lambda: bool(driver.status & DeviceStatus.DEVICE_NEEDS_RESET))
+        assert [str(error) for _, error in machine.host_errors] == ["a bug"]
+        driver.start()
+        driver.queues[0].add([], [8])
+        os.eventfd_write(event.fileno(), 1)
+        wait_for(lambda: driver.queues[0].used_idx == 1)
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
