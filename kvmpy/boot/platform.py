@@ -89,6 +89,7 @@ class Platform:
     serial_ports: tuple[IsaDevice, ...] = ()
     keyboard: IsaDevice | None = None
     clock: IsaDevice | None = None
+    pvpanic: IsaDevice | None = None
     pci: bool = False
     pci_config: int | None = None
     power: FixedHardware | SleepRegisters | None = None

@@ -1,6 +1,6 @@
 """pvpanic: the port by which a guest says that it has crashed (QEMU, docs/specs/pvpanic).
 
-Linux writes to it where CONFIG_PVPANIC_MMIO is set and the ACPI tables have a device QEMU0001 with the port in _CRS.
+Linux has a driver, pvpanic-mmio, and finds the port by the device QEMU0001 in the ACPI tables that a machine makes.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kvmpy.boot.platform import FixedHardware, IsaDevice, MmioDevice, Platform, SleepRegisters
-from kvmpy.devices import I8042, AcpiPm, AcpiSleep, Cmos, Device, PciHostBridge, Uart16550
+from kvmpy.devices import I8042, AcpiPm, AcpiSleep, Cmos, Device, PciHostBridge, PvPanic, Uart16550
 from kvmpy.devices.acpi_pm import PM1_CONTROL, PM1_STATUS, PM_TIMER, RESET, RESET_VALUE, S5
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def platform_of(machine: Machine) -> Platform:
         serial_ports=tuple(IsaDevice(each.port, each.irq) for each in devices if isinstance(each, Uart16550)),
         keyboard=next((IsaDevice(0x60, each.irq) for each in devices if isinstance(each, I8042)), None),
         clock=next((IsaDevice(each.port, each.irq) for each in devices if isinstance(each, Cmos)), None),
+        pvpanic=next((IsaDevice(each.port, None) for each in devices if isinstance(each, PvPanic)), None),
         pci=any(isinstance(each, PciHostBridge) and each.present for each in devices),
         power=_power(devices),
         virtio_mmio=tuple(filter(None, map(_virtio_mmio, devices))),

@@ -40,6 +40,7 @@ PC = Platform(
     serial_ports=(IsaDevice(0x3F8, 4), IsaDevice(0x2F8, 3)),
     keyboard=IsaDevice(0x60, 1),
     clock=IsaDevice(0x70, 8),
+    pvpanic=IsaDevice(0x505, None),
     pci=True,
     pci_config=0xB000_0000,
     power=FIXED,
@@ -222,6 +223,8 @@ DEVICE_TEXT = [
     "{ IO (Decode16, 0x0060, 0x0060, 0x01, 0x01, ) IO (Decode16, 0x0064, 0x0064, 0x01, 0x01, ) IRQNoFlags () {1} }) }",
     'Device (RTC) { Name (_HID, EisaId ("PNP0B00") ) Name (_CRS, ResourceTemplate () '
     "{ IO (Decode16, 0x0070, 0x0070, 0x01, 0x02, ) IRQNoFlags () {8} }) }",
+    'Device (PVPN) { Name (_HID, "QEMU0001") Name (_CRS, ResourceTemplate () '
+    "{ IO (Decode16, 0x0505, 0x0505, 0x01, 0x01, ) }) }",
     'Device (ECAM) { Name (_HID, EisaId ("PNP0C02") ) Name (_CRS, ResourceTemplate () '
     "{ Memory32Fixed (ReadWrite, 0xB0000000, 0x10000000, ) }) }",
     'Device (PCI0) { Name (_HID, EisaId ("PNP0A08") ) Name (_CID, EisaId ("PNP0A03") ) Name (_UID, Zero)',

@@ -45,6 +45,9 @@ def dsdt(platform: Platform) -> bytes:
         system_bus.append(_isa_device("KBD", "PNP0303", platform.keyboard, io(base, 1) + io(base + 4, 1)))
     if platform.clock is not None:
         system_bus.append(_isa_device("RTC", "PNP0B00", platform.clock, io(platform.clock.port, 2)))
+    if platform.pvpanic is not None:
+        ports = resource_template(io(platform.pvpanic.port, 1))
+        system_bus.append(device("PVPN", name("_HID", "QEMU0001"), name("_CRS", ports)))
     if platform.pci_config is not None:  # it is nobody else's; PCI's own resources must not say it (PCI Firmware 4.1.2)
         reserved = resource_template(memory32_fixed(platform.pci_config, ECAM_SIZE))
         system_bus.append(device("ECAM", name("_HID", eisa_id("PNP0C02")), name("_CRS", reserved)))
