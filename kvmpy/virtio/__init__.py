@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kvmpy.virtio.mmio import linux_parameters as linux_parameters
     from kvmpy.virtio.net import VirtioNet as VirtioNet
     from kvmpy.virtio.net_backend import NetBackend as NetBackend
+    from kvmpy.virtio.ninep_device import Plan9 as Plan9
     from kvmpy.virtio.passt import Passt as Passt
     from kvmpy.virtio.pcap import PcapFile as PcapFile
     from kvmpy.virtio.stream_socket import StreamSocket as StreamSocket
@@ -39,6 +40,7 @@ _MODULE_OF = {
     "PcapFile": "pcap",
     "StreamSocket": "stream_socket",
     "Tap": "tap",
+    "Plan9": "ninep_device",
     "VirtioConsole": "console",
     "VirtioDevice": "device",
     "VirtioMmio": "mmio",
@@ -59,6 +61,7 @@ __all__ = [
     "NetBackend",
     "Passt",
     "PcapFile",
+    "Plan9",
     "StreamSocket",
     "Tap",
     "VirtioConsole",
