@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from kvmpy.x86.emulator.lanes import join, split
 from kvmpy.x86.emulator.processor import Operands
-from kvmpy.x86.emulator.table import ANY, MEMORY, REGISTER
+from kvmpy.x86.emulator.table import ANY, MEMORY, REGISTER, instruction
 from kvmpy.x86.emulator.vector_operands import (
+    OUTSIDE_REAL_MODE,
     both,
+    check_avx,
     check_vector,
     destination,
     first_source,
@@ -167,3 +169,17 @@ def _ptest(op: Operands) -> None:
     second = vector_source(op, state, size, aligned=op.it.encoding != VEX)
     first = vector(state, op.it.reg, size)
     op.set_flags((0 if first & second else _ZF) | (0 if ~first & second else _CF), _ARITHMETIC)
+
+
+def _test_signs(name: str, opcode: int, width: int) -> None:
+    @instruction(name, 2, opcode, prefix=0x66, encoding=VEX, w=False, bits=OUTSIDE_REAL_MODE)
+    def test(op: Operands) -> None:
+        state, size = check_avx(op), vector_size(op)
+        second = vector_source(op, state, size, aligned=False)
+        first = vector(state, op.it.reg, size)
+        signs = join([1 << 8 * width - 1] * (size // width), width)
+        op.set_flags((0 if first & second & signs else _ZF) | (0 if ~first & second & signs else _CF), _ARITHMETIC)
+
+
+_test_signs("vtestps", 0x0E, 4)
+_test_signs("vtestpd", 0x0F, 8)

@@ -8,6 +8,7 @@ from kvmpy.x86.emulator.lanes import elementwise, join, saturate, split
 from kvmpy.x86.emulator.vector_operands import packed
 
 _38 = 2
+_LANE = (1 << 128) - 1
 _WIDTHS = ((1, "b"), (2, "w"), (4, "d"), (8, "q"))
 
 
@@ -83,6 +84,24 @@ def _sum_of_absolute_differences(first: int, second: int, size: int, immediate: 
 
 
 packed("psadbw", 0xF6, _sum_of_absolute_differences)
+
+
+def _differences_of_blocks(first: int, second: int, size: int, immediate: int) -> int:
+    """MPSADBW: four bytes of the second source against four of the first at each of eight places."""
+    block = 4 * (immediate & 3)
+    chosen, bytes_of_first = split(second, 1, 16)[block : block + 4], split(first, 1, 16)[immediate & 4 :]
+    sums = [sum(abs(bytes_of_first[at + part] - chosen[part]) for part in range(4)) for at in range(8)]
+    return join(sums, 2)
+
+
+def _in_both_lanes(first: int, second: int, size: int, immediate: int) -> int:
+    low = _differences_of_blocks(first & _LANE, second & _LANE, 16, immediate)
+    if size == 16:
+        return low
+    return low | _differences_of_blocks(first >> 128, second >> 128, 16, immediate >> 3) << 128
+
+
+packed("mpsadbw", 0x42, _in_both_lanes, map=3, immediate=True)
 
 
 def _absolute(width: int) -> None:
