@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -114,6 +115,22 @@ def test_a_machine_of_several_processors_does_as_well() -> None:
     assert requests(batch=4, vcpus=2, interrupt=True).exits == {
         "notify": ROUNDS, "status": ROUNDS, "acknowledge": ROUNDS,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("ioeventfd", [False, True], ids=["exits", "ioeventfd"])
+def test_a_hostile_guest_harms_nobody_and_is_served_when_it_behaves(ioeventfd: bool) -> None:
+    program = compile_c(str(Path(__file__).with_name("virtio_hostile.c")), flags=(f"-DADDRESS={ADDRESS:#x}",))
+    with Machine(memory=16 * MiB) as machine:
+        entropy = Entropy(lambda length: b"\x5a" * length)
+        machine.add(VirtioMmio(entropy, address=ADDRESS, irq=5, ioeventfd=ioeventfd))
+        machine.add(DebugExit())
+        machine.load(ElfImage(program.elf, ring=3))
+        outcome = machine.run(timeout=20)
+        assert (outcome.end, (outcome.code or 0) >> 1) == (End.EXITED, 0)
+        assert machine.host_errors == []
+        assert entropy.counters["buffer_not_in_ram"] == 3
+        assert entropy.counters["available_index"] == 1
+        assert entropy.counters["register_width"] > 10
 
 
 def test_machine_add_finds_a_place_for_a_device() -> None:
