@@ -38,6 +38,7 @@ from kvmpy.machine.direct_context import (
 )  # fmt: skip
 from kvmpy.machine.direct_instructions import PrivilegedInstructions
 from kvmpy.machine.direct_memory import BASE, SIZE, Refused
+from kvmpy.machine.direct_pace import DirectPace
 from kvmpy.machine.direct_world import AREA, HLT_CODE, IRETQ_CODE, STUB_CODE, DirectWorld
 
 if TYPE_CHECKING:
@@ -61,6 +62,18 @@ class DirectExecution(DirectWorld):
     def __init__(self, runner: VcpuRunner) -> None:
         super().__init__(runner)
         self._instructions = PrivilegedInstructions(self)
+        self._pace = DirectPace(self._exits())
+
+    def is_quicker(self) -> bool:
+        """Whether the guest is better off here than with KVM's emulator, as far as can be told now."""
+        pace = self._pace
+        if pace.is_due():
+            pace.choose(self._exits())
+        return pace.direct
+
+    def _exits(self) -> int:
+        loop = self.runner.loop
+        return sum(loop.counts().values()) + sum(loop.other_exits.values()) + sum(self.counts.values())
 
     def run(self) -> bool:
         """Run on. True: KVM_RUN was interrupted, and somebody shall look why."""

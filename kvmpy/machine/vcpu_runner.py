@@ -292,7 +292,7 @@ class VcpuRunner:
                 return False
         if self.inspector is not None or self.observer is not None or not self.runs_ring_0_directly:
             return False
-        return direct.run()
+        return direct.is_quicker() and direct.run()
 
     def _complete(self, event: exits.InternalError) -> bool:
         """Have an instruction that KVM could not emulate done in software, if it may be and is known."""
