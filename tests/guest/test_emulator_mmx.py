@@ -41,7 +41,7 @@ FORMS |= {
     "movntq": ["movntq qword ptr [rsi + 8], mm1"],
     "movq2dq": ["movq2dq xmm1, mm2", "movdq2q mm1, xmm9"],
     "pinsrw": ["pinsrw mm1, eax, 2", "pinsrw mm1, word ptr [rsi + 1], 7", "pextrw eax, mm3, 1", "pmovmskb eax, mm1"],
-    "maskmov": ["maskmovq mm1, mm2", "maskmovdqu xmm1, xmm2", "addr32 maskmovdqu xmm3, xmm4"],
+    "maskmov": ["maskmovq mm1, mm2", "maskmovdqu xmm1, xmm2", "addr32 maskmovdqu xmm3, xmm4", "vmaskmovdqu xmm1, xmm9"],
     "conversions": [
         "cvtpi2ps xmm1, mm2", "cvtpi2pd xmm1, mm2",
         "cvtpi2pd xmm1, qword ptr [rsi + 1]", "cvtps2pi mm1, xmm2", "cvtps2pi mm1, qword ptr [rsi + 1]",

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.kvm
 
 CONTROL = """
 fnclex | fwait | fldcw [rsi] | fnstsw ax | emms | ldmxcsr [rsi] | stmxcsr [rsi]
+fninit | fnstcw [rsi] | fnstsw [rsi] | fneni | fndisi | fnsetpm
 """
 LOADS = """
 fild word ptr [rsi] | fild dword ptr [rsi] | fild qword ptr [rsi]
@@ -28,7 +29,7 @@ fisttp word ptr [rsi] | fisttp dword ptr [rsi] | fisttp qword ptr [rsi]
 fst st(2) | fstp st(0) | fstp st(7)
 """
 STACK = """
-fxch | fxch st(0) | fxch st(5) | ffree st(0) | ffree st(4) | fincstp | fdecstp
+fxch | fxch st(0) | fxch st(5) | ffree st(0) | ffree st(4) | ffreep st(3) | fincstp | fdecstp
 """
 ENVIRONMENT = """
 fnstenv [rsi] | data16 fnstenv [rsi] | fldenv [rsi + 16] | data16 fldenv [rsi + 16]

@@ -17,7 +17,7 @@ from kvmpy.x86.emulator.lanes import join, split
 from kvmpy.x86.emulator.processor import Operands
 from kvmpy.x86.emulator.table import ANY, MEMORY, REGISTER, instruction
 from kvmpy.x86.emulator.vector_floating import settle
-from kvmpy.x86.emulator.vector_operands import OPERATIONS, Operation, check_aligned, check_sse
+from kvmpy.x86.emulator.vector_operands import OPERATIONS, Operation, both, check_aligned, check_sse, check_vector
 from kvmpy.x86.emulator.x87_numbers import DOUBLE, SINGLE, Format
 from kvmpy.x86.emulator.x87_stack import check_x87, rotate
 from kvmpy.x86.flags import Cr0
@@ -252,9 +252,9 @@ def _maskmovq(op: Operands) -> None:
     _finish(state)
 
 
-@instruction("maskmovdqu", 1, 0xF7, prefix=0x66, operand=REGISTER)
+@both("maskmovdqu", 0xF7, 0x66, operand=REGISTER)
 def _maskmovdqu(op: Operands) -> None:
-    state = check_sse(op)
+    state = check_vector(op)
     value, mask = state.xmm(op.it.reg), state.xmm(op.it.rm)
     _store_masked(op, value.to_bytes(16, "little"), mask.to_bytes(16, "little"))
 

@@ -238,6 +238,14 @@ def _ffree(op: Operands) -> None:
     stack.done()
 
 
+@instruction("ffreep", 0, 0xDF, prefix=None, digit=0, operand=REGISTER)
+def _ffreep(op: Operands) -> None:
+    stack = X87Stack(op)
+    stack.free(op.it.rm & 7)
+    stack.pop()
+    stack.done()
+
+
 @instruction("fincstp", 0, 0xD9, prefix=None, digit=6, rm=7)
 def _fincstp(op: Operands) -> None:
     stack = X87Stack(op)
