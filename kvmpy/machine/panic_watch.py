@@ -18,7 +18,7 @@ __all__ = ["PanicWatch"]
 
 _LONGEST = 30.0
 """Seconds after which a guest that goes on printing is ended nevertheless."""
-_KEPT_LINES = 50
+_LINES_BEFORE, _MOST_LINES = 20, 1000
 _NOT_THE_GUESTS = (End.STOPPED, End.BREAKPOINT)
 
 
@@ -40,12 +40,16 @@ class PanicWatch:
         self._last = last
         self._patience = patience
         self._panic = ""
+        self._lines: list[str] = []
+        """The panic and what follows, with some lines before."""
         self._latest_end = 0.0
         console.on_line(self._look)
 
     def _look(self, line: bytes) -> None:
         """The guest has printed a line."""
         if self._panic:
+            if len(self._lines) < _MOST_LINES:
+                self._lines.append(_text(line))
             if self._last in line:
                 self._finish()
                 return
@@ -53,7 +57,8 @@ class PanicWatch:
             place = line.find(self._message)
             if place < 0:
                 return
-            self._panic = line[place:].decode("utf-8", "replace").strip()
+            self._panic = _text(line[place:]).strip()
+            self._lines = [_text(before) for before in self._console.output.splitlines()[-_LINES_BEFORE - 1 :]]
             self._latest_end = time.monotonic() + _LONGEST
             self._control.verdict = self._verdict
         self._timer.start(min(time.monotonic() + self._patience, self._latest_end))
@@ -70,6 +75,9 @@ class PanicWatch:
             return outcome
         message, self._panic = self._panic, ""  # the next run begins without
         self._timer.stop()
-        lines = self._console.text.replace("\r\n", "\n").rstrip("\n").split("\n")
-        console = "\n".join(lines[-_KEPT_LINES:])
+        console = "\n".join(self._lines).rstrip()
         return Outcome(End.PANIC, message, exit=outcome.exit, vcpu=outcome.vcpu, console=console)
+
+
+def _text(line: bytes) -> str:
+    return line.decode("utf-8", "replace").rstrip("\r\n")

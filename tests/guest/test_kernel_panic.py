@@ -27,7 +27,7 @@ RESET = "mov al, 0xfe; out 0x64, al; 3: jmp 3b"
 BEGIN = "[    0.1] Run /init as init process\\r\\n"
 PANIC = "[    0.2] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100\\r\\n"
 TRACE = "[    0.3] Call Trace:\\r\\n[    0.4]  panic+0x123/0x456\\r\\n"
-END = "[    0.5] ---[ end Kernel panic - not syncing: Attempted to kill init! ]---\\r\\n"
+END = "[    0.5] ---[ end Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100 ]---\\r\\n"
 MESSAGE = "Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100"
 
 
@@ -49,7 +49,7 @@ def test_a_kernel_that_panics_and_spins_ends_as_a_panic_with_the_lines_that_foll
         "[    0.2] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100",
         "[    0.3] Call Trace:",
         "[    0.4]  panic+0x123/0x456",
-        "[    0.5] ---[ end Kernel panic - not syncing: Attempted to kill init! ]---",
+        "[    0.5] ---[ end Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100 ]---",
     ]
     assert outcome.report is not None
 
@@ -77,6 +77,16 @@ def test_a_kernel_that_triple_faults_after_its_panic_has_panicked() -> None:
         outcome = machine.run(timeout=10)
     assert (outcome.end, outcome.message) == (End.PANIC, MESSAGE)
     assert outcome.exit is not None
+
+
+def test_the_console_begins_shortly_before_the_panic_however_long_its_trace_is() -> None:
+    text = "".join(f"before {number}\\n" for number in range(40)) + PANIC
+    outcome = run(text + "".join(f" f{number}+0x1/0x2\\n" for number in range(90)) + END, patience=1000)
+    lines = outcome.console.splitlines()
+    assert lines[0] == "before 20"
+    assert MESSAGE in lines[20]
+    assert lines[21] == " f0+0x1/0x2"
+    assert len(lines) == 20 + 1 + 90 + 1
 
 
 def test_a_reset_without_a_panic_stays_a_reset() -> None:

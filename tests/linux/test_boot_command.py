@@ -1,12 +1,13 @@
 """`kvmpy boot` with a Linux, as a person at a terminal has it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from linux_session import busybox, small_kernel
+from linux_session import busybox, cloud_kernel, small_kernel
 from prompt_terminal import PromptTerminal
 
 pytestmark = [pytest.mark.kvm, pytest.mark.linux, pytest.mark.slow]
@@ -69,3 +70,29 @@ def test_control_a_x_ends_a_kernel_while_it_boots() -> None:
         terminal.wait_for("Linux version", patience=BOOT_SECONDS)
         terminal.type("\x01x")
         assert terminal.status() == 0
+
+
+@pytest.mark.deadline(4 * BOOT_SECONDS)
+def test_debian_s_own_kernel_tells_of_its_panic_by_pvpanic(root: Path) -> None:
+    kernel = cloud_kernel()
+    modules = kernel.parents[1].glob("lib/modules/*/kernel/drivers/misc/pvpanic/*.ko")
+    for module in modules:
+        (root / module.name).write_bytes(module.read_bytes())
+    (root / "proc").mkdir()
+    write_init(
+        root,
+        "busybox mount -t proc proc /proc; busybox insmod pvpanic.ko; busybox insmod pvpanic-mmio.ko\n"
+        "echo c > /proc/sysrq-trigger",
+    )
+    report = root.parent / "report.json"
+    boot = command(kernel, "--init", root, "--append", "quiet", "--json", report)
+    done = subprocess.run(
+        boot, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=3 * BOOT_SECONDS, check=False
+    )
+    assert done.returncode == 126, done.stderr
+    data = json.loads(report.read_text())
+    assert data["outcome"]["end"] == "panic"
+    assert data["outcome"]["message"] == "Kernel panic - not syncing: sysrq triggered crash"
+    assert "---[ end Kernel panic" not in done.stdout  # it was told before that was printed
+    writes = {access["address"] for access in data["statistics"]["accesses"] if access["direction"] == "write"}
+    assert 0x505 in writes
