@@ -56,7 +56,7 @@ class StreamSocket(DescriptorBackend):
             if have >= _LENGTH:
                 length = int.from_bytes(self._buffer[begin : begin + _LENGTH], "big")
                 if length > LONGEST_FRAME:
-                    self._lost("bad_frame_length")
+                    self._lost("bad_stream_length")
                     return None
                 if have >= _LENGTH + length:
                     self._begin = begin + _LENGTH + length
