@@ -43,34 +43,26 @@ def read_chain(
     readable: list[memoryview] = []
     writable: list[memoryview] = []
     readable_bytes = writable_bytes = 0
-    limit = left = size
-    index = head
+    limit, index = size, head
     inside = False
     start, end, ram = buffers.look()  # where nearly all buffers lie
     while True:
-        # 2.7.5.3.1: not longer than the queue. That also ends loops, which section 2.7.5.1 forbids.
-        if index >= limit:
-            raise MalformedChain("descriptor_index")
-        if not left:
-            raise MalformedChain("chain_too_long")
-        left -= 1
-        address, length, flags, index = _read(table, SIZE * index)
-        if flags & _INDIRECT:
-            # 2.7.5.3.1: only if negotiated, not within a table, and never with NEXT. 2.7.5.3.2: WRITE is ignored here.
-            if not indirect or inside or flags & _NEXT:
-                raise MalformedChain("indirect_not_allowed")
-            table, limit = _indirect_table(address, length, buffers)
-            index, left, inside = 0, limit, True
-            continue
-        if length:
-            last = address + length
+        for _ in range(limit):
+            if index >= limit:
+                raise MalformedChain("descriptor_index")
+            address, length, flags, index = _read(table, SIZE * index)
+            if flags & _INDIRECT:
+                break
             if flags & _WRITE:
-                writable_bytes += length
-                if start <= address and last <= end:
-                    writable.append(ram[address - start : last - start])
-                elif not buffers.add(address, length, True, writable):
-                    raise MalformedChain("buffer_not_in_ram")
-            else:
+                if length:
+                    last = address + length
+                    writable_bytes += length
+                    if start <= address and last <= end:
+                        writable.append(ram[address - start : last - start])
+                    elif not buffers.add(address, length, True, writable):
+                        raise MalformedChain("buffer_not_in_ram")
+            elif length:
+                last = address + length
                 if writable_bytes:  # 2.7.4.2: what the device may write comes last
                     raise MalformedChain("readable_after_writable")
                 readable_bytes += length
@@ -78,10 +70,17 @@ def read_chain(
                     readable.append(ram[address - start : last - start])
                 elif not buffers.add(address, length, False, readable):
                     raise MalformedChain("buffer_not_in_ram")
-            if readable_bytes + writable_bytes > MAX_BYTES:
-                raise MalformedChain("chain_of_too_many_bytes")
-        if not flags & _NEXT:
-            return readable, writable, readable_bytes, writable_bytes
+            if not flags & _NEXT:
+                if readable_bytes + writable_bytes > MAX_BYTES:
+                    raise MalformedChain("chain_of_too_many_bytes")
+                return readable, writable, readable_bytes, writable_bytes
+        else:  # 2.7.5.3.1: not longer than the queue. That also ends loops, which section 2.7.5.1 forbids.
+            raise MalformedChain("chain_too_long")
+        # 2.7.5.3.1: only if negotiated, not within a table, and never with NEXT. 2.7.5.3.2: WRITE is ignored here.
+        if not indirect or inside or flags & _NEXT:
+            raise MalformedChain("indirect_not_allowed")
+        table, limit = _indirect_table(address, length, buffers)
+        index, inside = 0, True
 
 
 def _indirect_table(address: int, length: int, buffers: GuestBuffers) -> tuple[memoryview, int]:

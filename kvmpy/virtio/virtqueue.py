@@ -252,17 +252,18 @@ class Virtqueue:
             if chain.done:
                 raise UsageError(f"{chain!r} was completed already")
             chain.done = True
-            if chain not in self._in_flight:
+            in_flight = self._in_flight
+            if chain not in in_flight:
                 return
             if self._in_order:
-                self._in_flight[chain] = written
+                in_flight[chain] = written
                 self._complete_in_order()
             else:
-                del self._in_flight[chain]
+                del in_flight[chain]
                 self._put_used(chain.head, written)
             if not self._batches:
                 self._publish()
-            if device.waiting_for_chains and not self._in_flight:
+            if device.waiting_for_chains and not in_flight:
                 device.chains_are_back()
 
     def _complete_in_order(self) -> None:
@@ -279,12 +280,13 @@ class Virtqueue:
     def _put_used(self, head: int, written: int) -> None:
         if not self.ready:
             return
-        slot = 2 * (self._put & self._mask)
-        self._elements[slot] = head
-        self._elements[slot + 1] = written & 0xFFFF_FFFF
+        put, elements = self._put, self._elements
+        slot = 2 * (put & self._mask)
+        elements[slot] = head
+        elements[slot + 1] = written & 0xFFFF_FFFF
         # After the elements (2.7.8.2). A driver that polls sees it at once, and adds more while the batch goes on: the
         # device need not sleep in between. Whether to interrupt is a question for the end of the batch.
-        self._put = self._used[1] = self._put + 1 & 0xFFFF
+        self._put = self._used[1] = put + 1 & 0xFFFF
 
     def _publish(self) -> None:
         """Interrupt the driver, if it wants that for what was used since the last time (section 2.7.7.2)."""
