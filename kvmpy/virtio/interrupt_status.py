@@ -26,8 +26,8 @@ class InterruptStatus:
     driver acknowledges before it looks at the rings (section 4.2.3.4), so what comes in between it sees, and what comes
     later is an edge again. An input programmed for levels would lose an edge that comes while it is masked. (The
     resampling irqfd would serve it, but wakes the host input thread after each interrupt, which costs more than the
-    ioctl that it saves.) Devices that share an edge-triggered input need edges of their own: a line that is high already
-    because of one device hides that another raises it.
+    ioctl that it saves.) Devices that share an edge-triggered input need edges of their own: a line that one of them
+    holds high hides that another raises it.
 
     It has a lock of its own: a vCPU that acknowledges need not wait until a batch of requests is done.
     """
