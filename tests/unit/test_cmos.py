@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import calendar
 import time
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from device_board import RecordingBoard, RecordingLine
+from kvmpy.devices import cmos
 from kvmpy.devices.cmos import Cmos, RegisterA, RegisterB, RegisterC, RegisterD
 
 SECONDS, SECONDS_ALARM, MINUTES, MINUTES_ALARM, HOURS, HOURS_ALARM, WEEKDAY, DAY, MONTH, YEAR = range(10)
@@ -259,12 +261,21 @@ def test_alarm_at_the_second_to_which_a_look_has_moved_the_clock_is_found() -> N
 # --- the timer ------------------------------------------------------------------------------------------------------
 
 
+NOW = 1000.0
+
+
+@pytest.fixture
+def standing_monotonic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`time.monotonic()` stands at NOW for the device, however long a busy host takes for the test."""
+    monkeypatch.setattr(cmos, "time", SimpleNamespace(monotonic=lambda: NOW, gmtime=time.gmtime))
+
+
 def sleep(w: Wired) -> float:
     """Let time pass until the timer rings, and ring; answers how long that was."""
     (timer,) = w.board.timers
     assert timer.deadline is not None, "nothing would ever happen"
-    passed = timer.deadline - time.monotonic()
-    w.time += passed + 0.001
+    passed = timer.deadline - NOW
+    w.time += passed
     timer.deadline = None
     timer.call()
     return passed
@@ -278,43 +289,47 @@ def test_no_timer_is_set_while_no_interrupt_is_enabled() -> None:
     assert w.board.timers[0].deadline is None
 
 
+@pytest.mark.usefixtures("standing_monotonic")
 def test_the_timer_raises_the_update_interrupt_each_second_once_the_last_was_seen() -> None:
     w = Wired(START + 0.25)
     w[A] = 0x20
     w[B] = RegisterB.HOURS_24 | RegisterB.UIE
-    assert sleep(w) == pytest.approx(0.75, abs=0.2)
+    assert sleep(w) == 0.75
     assert w.line.level
     assert w.board.timers[0].deadline is None  # the line is up: what else happens changes nothing
     assert w[C] == RegisterC.IRQF | RegisterC.UF
-    assert sleep(w) == pytest.approx(1, abs=0.2)
+    assert sleep(w) == 1
     assert w.line.level
 
 
+@pytest.mark.usefixtures("standing_monotonic")
 def test_the_timer_raises_the_alarm_though_it_looks_at_the_clock_on_the_way() -> None:
     w = Wired()  # at 22:58:57
     w[HOURS_ALARM], w[MINUTES_ALARM], w[SECONDS_ALARM] = 0x23, 0x01, 0x00
     w[B] = RegisterB.HOURS_24 | RegisterB.AIE
-    assert sleep(w) == pytest.approx(60, abs=0.5)
+    assert sleep(w) == 60
     assert not w.line.level
-    assert sleep(w) == pytest.approx(60, abs=0.5)
+    assert sleep(w) == 60
     assert not w.line.level
-    assert sleep(w) == pytest.approx(3, abs=0.5)
+    assert sleep(w) == 3
     assert w.line.level
     assert w[C] & RegisterC.AF
 
 
+@pytest.mark.usefixtures("standing_monotonic")
 def test_the_timer_follows_the_periodic_rate() -> None:
     w = Wired()
     w[A] = 0x2E  # four times a second
     w[B] = RegisterB.HOURS_24 | RegisterB.PIE
     for _ in range(3):
-        assert sleep(w) == pytest.approx(0.25, abs=0.1)
+        assert sleep(w) == 0.25
         assert w.line.level
         assert w[C] == RegisterC.IRQF | RegisterC.PF | (w.device.state()["ram"][C] & RegisterC.UF)
     w[A] = 0x20  # none
     assert w.board.timers[0].deadline is None
 
 
+@pytest.mark.usefixtures("standing_monotonic")
 def test_reset_stops_the_timer_and_a_restored_clock_sets_its_own() -> None:
     w, other = Wired(), Wired()
     w[B] = RegisterB.HOURS_24 | RegisterB.UIE
