@@ -14,9 +14,9 @@ from struct import Struct
 from typing import Any
 
 from kvmpy.errors import UsageError
-from kvmpy.virtio.block_workers import Request, Workers
 from kvmpy.virtio.chain import Chain
 from kvmpy.virtio.device import VirtioDevice
+from kvmpy.virtio.message_workers import MessageWorkers
 from kvmpy.virtio.ninep.messages import HEADER, READ_HEADER, Body, Message, MessageType
 from kvmpy.virtio.ninep.session import MOST_MSIZE, Session, error_reply
 from kvmpy.virtio.virtqueue import Virtqueue
@@ -36,19 +36,18 @@ class Plan9Feature(IntEnum):
     MOUNT_TAG = 0
 
 
-class _Work(Request):
+class _Work:
     """A request with its chain. `head` is where an Rread's header goes, once the room for its data is given out."""
 
-    __slots__ = ("flushes", "head", "kind", "left", "tag", "written")
+    __slots__ = ("chain", "flushes", "head", "kind", "left", "tag")
 
     def __init__(self, chain: Chain, kind: int, tag: int, left: int) -> None:
-        super().__init__(chain, _nothing, 0, kind == MessageType.TFSYNC)
+        self.chain = chain
         self.kind = kind
         self.tag = tag
         self.left = left  # bytes of the message behind its header
         self.head: list[memoryview] | None = None
         self.flushes: list[tuple[Chain, int]] = []  # Tflush requests that wait for this one, and their tags
-        self.written = 0
 
 
 class Plan9(VirtioDevice):
@@ -86,20 +85,11 @@ class Plan9(VirtioDevice):
         self.last_host_error: Exception | None = None
         """The last failure that is no answer of the host's file system, but a fault of the server."""
         self.session = Session(folder, read_only=read_only, most_descriptors=most_descriptors)
-        self._workers = Workers(f"kvmpy {self.name}", workers, self._perform, self._answer)
-        self._batch: list[Request] = []
+        self._workers = MessageWorkers(f"kvmpy {self.name}", workers, self._answer)
         self._pending: dict[int, _Work] = {}
         self._closing = False
 
     # --- requests ---------------------------------------------------------------------------------------------------
-
-    def notified(self, queue: Virtqueue) -> None:
-        try:
-            queue.run(self.handle)
-        finally:
-            if self._batch:
-                batch, self._batch = self._batch, []
-                self._workers.submit(batch)
 
     def handle(self, queue: Virtqueue, chain: Chain) -> None:
         header = chain.read(HEADER.size)
@@ -116,7 +106,7 @@ class Plan9(VirtioDevice):
             self._flush(chain, tag)
         else:
             work = self._pending[tag] = _Work(chain, kind, tag, left)
-            self._batch.append(work)
+            self._workers.submit(work)
 
     def _refuse(self, chain: Chain) -> None:
         """What is no message has no tag that could be answered."""
@@ -135,11 +125,21 @@ class Plan9(VirtioDevice):
 
     # --- in worker threads ------------------------------------------------------------------------------------------
 
-    def _perform(self, request: Request) -> None:
-        assert isinstance(request, _Work)
-        assert request.chain is not None
-        work, chain = request, request.chain
+    def _answer(self, work: _Work) -> None:
+        written = self._perform(work)
+        with work.chain.queue.batch():
+            if not written:
+                self.counters["no_room"] += 1
+            work.chain.complete(written)
+            if self._pending.get(work.tag) is work:
+                del self._pending[work.tag]
+            for chain, tag in work.flushes:
+                _put(chain, HEADER.pack(HEADER.size, MessageType.TFLUSH + 1, tag))
+                chain.complete()
 
+    def _perform(self, work: _Work) -> int:
+        """Write the answer into the chain; answers its length."""
+        chain = work.chain
         length = min(work.left, _WRITE.size) if work.kind == MessageType.TWRITE else work.left
 
         def payload(count: int) -> list[memoryview]:
@@ -161,26 +161,13 @@ class Plan9(VirtioDevice):
                     self.last_host_error = error
                 answer = error_reply(work.tag, errno.EIO)
         if work.head is None:
-            work.written = _put(chain, answer)
-        elif sum(map(len, work.head)) == len(answer):  # an Rread or an Rlerror: both fill it
-            work.written = HEADER.unpack_from(answer)[0]
-            for view in work.head:
-                view[:], answer = answer[: len(view)], answer[len(view) :]
-        if not work.written:
-            with self.lock:
-                self.counters["no_room"] += 1
-
-    def _answer(self, done: list[Request]) -> None:
-        with self.queues[0].batch():
-            for work in done:
-                assert isinstance(work, _Work)
-                assert work.chain is not None
-                work.chain.complete(work.written)
-                if self._pending.get(work.tag) is work:
-                    del self._pending[work.tag]
-                for chain, tag in work.flushes:
-                    _put(chain, HEADER.pack(HEADER.size, MessageType.TFLUSH + 1, tag))
-                    chain.complete()
+            return _put(chain, answer)
+        if sum(map(len, work.head)) < len(answer):
+            return 0
+        length = int(HEADER.unpack_from(answer)[0])  # with the data of an Rread, which is in its place
+        for view in work.head:
+            view[:], answer = answer[: len(view)], answer[len(view) :]
+        return length
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -199,10 +186,6 @@ class Plan9(VirtioDevice):
         self._closing = True
         self._workers.close()
         self.session.close()
-
-
-def _nothing() -> None:
-    """`_perform` does it."""
 
 
 def _config(tag: bytes) -> ctypes.LittleEndianStructure:
