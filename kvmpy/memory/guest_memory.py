@@ -39,11 +39,12 @@ class GuestMemory:
     when any byte of the access is not in a region; nothing is then read or written. Numbers are little endian.
     """
 
-    __slots__ = ("_starts", "regions")
+    __slots__ = ("_map", "regions")
 
     def __init__(self) -> None:
         self.regions: tuple[MemoryRegion, ...] = ()
-        self._starts: tuple[int, ...] = ()
+        self._map: tuple[tuple[int, ...], tuple[int, ...], tuple[MemoryRegion, ...]] = (), (), ()
+        """Where the regions start, where they end, and they themselves."""
 
     # Regions
 
@@ -66,15 +67,13 @@ class GuestMemory:
     def _set(self, regions: tuple[MemoryRegion, ...]) -> None:
         # New tuples instead of changed lists: a reader in another thread sees the old map or the new one.
         self.regions = regions = tuple(sorted(regions, key=_address)) if len(regions) > 1 else regions
-        self._starts = tuple(map(_address, regions))
+        self._map = tuple(map(_address, regions)), tuple([region.end for region in regions]), regions
 
     def region_at(self, address: int) -> MemoryRegion | None:
         """The region that holds the byte at `address`, or None for a hole."""
-        regions = self.regions
-        index = bisect_right(self._starts, address) - 1
-        if index < 0 or address >= regions[index].end:
-            return None
-        return regions[index]
+        starts, ends, regions = self._map
+        index = bisect_right(starts, address) - 1
+        return None if index < 0 or address >= ends[index] else regions[index]
 
     def _outside(self, address: int, length: int) -> GuestMemoryError:
         where = ", ".join(map(repr, self.regions)) or "none"
@@ -98,9 +97,10 @@ class GuestMemory:
         if length == 0:
             return b""
         region = self.region_at(address)
-        if region is not None and 0 < length <= region.end - address:
+        if region is not None:
             start = address - region.address
-            return region.buffer[start : start + length].tobytes()
+            if 0 < length <= region.size - start:
+                return region.buffer[start : start + length].tobytes()
         return b"".join(piece.tobytes() for piece in self._pieces(address, length, writable=False))
 
     def write(self, address: int, data: "bytes | bytearray | memoryview") -> None:

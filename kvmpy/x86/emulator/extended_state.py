@@ -88,8 +88,8 @@ class ExtendedState:
     @property
     def mxcsr_mask(self) -> bytes:
         """MXCSR_MASK as the processor saves it."""
-        mask = self.area[MXCSR_MASK : MXCSR_MASK + 4]
-        return bytes(mask) if any(mask) else b"\xff\xff\x00\x00"
+        mask = bytes(self.area[MXCSR_MASK : MXCSR_MASK + 4])
+        return mask if mask != b"\0\0\0\0" else b"\xff\xff\x00\x00"
 
     @property
     def mxcsr_bits(self) -> int:

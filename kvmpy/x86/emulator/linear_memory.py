@@ -6,6 +6,7 @@ takes 20 µs. Whatever is irregular goes there, for the exact fault.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from kvmpy.errors import GuestMemoryError
@@ -70,6 +71,18 @@ class LinearMemory:
         for place, part in zip(places, _parts(address, size), strict=True):
             self._write_physical(place, data[:part])
             data = data[part:]
+
+    def write_pieces(self, address: int, pieces: Sequence[tuple[int, bytes]]) -> None:
+        """Write bytes at several offsets from a linear address, in ascending order: all of them, or none."""
+        end = pieces[-1][0] + len(pieces[-1][1])
+        if address % _PAGE + end <= _PAGE:
+            place = self.translate(address, Access.WRITE)
+            for offset, data in pieces:
+                self._write_physical(place + offset, data)
+            return
+        self.check_writable(address, end)
+        for offset, data in pieces:
+            self.write(address + offset, data)
 
     def check_writable(self, address: int, size: int) -> None:
         """Raise GuestException unless `size` bytes may be written: an instruction that writes later faults now."""

@@ -34,7 +34,7 @@ _FIP, _FDP = 8, 16
 _IN_EVERY_MODE = {2: 0x80, 6: 0x100, 7: 0}
 """Bytes of AVX, ZMM_Hi256, Hi16_ZMM outside 64-bit mode, which has only eight registers (SDM vol. 1, 13.5)."""
 
-Pieces = list[tuple[int, bytes | bytearray]]
+Pieces = list[tuple[int, bytes]]
 """What to write at which offset of the area, in ascending order."""
 
 
@@ -107,34 +107,25 @@ def _legacy_pieces(request: _Request, components: int, mxcsr: bool) -> Pieces:
     if not request.op.it.w:
         _narrow_pointers(legacy)
     if components & X87 and components & SSE and mxcsr:
-        return [(0, legacy)]
+        return [(0, bytes(legacy))]
     ends = (0, MXCSR, components & X87), (MXCSR, ST, mxcsr), (ST, XMM, components & X87), (XMM, None, components & SSE)
-    return [(start, legacy[start:end]) for start, end, wanted in ends if wanted]
-
-
-def _write(request: _Request, pieces: Pieces) -> None:
-    """Write the pieces: all of them, or a page fault and none."""
-    memory, address = request.op.cpu.memory, request.address
-    end = pieces[-1][0] + len(pieces[-1][1])
-    if address % 0x1000 + end > 0x1000:
-        memory.check_writable(address, end)
-    for offset, data in pieces:
-        memory.write(address + offset, bytes(data))
+    return [(start, bytes(legacy[start:end])) for start, end, wanted in ends if wanted]
 
 
 def _save_standard(op: Operands, *, only_in_use: bool) -> None:
     request = _Request(op, supervisor=False)
     state, asked = request.state, request.components
     used = state.in_use
-    op.cpu.memory.check_writable(request.address, HEADER_END)
-    before = int.from_bytes(op.cpu.memory.read(request.address + XSTATE_BV, 8), "little")
+    memory = op.cpu.memory
+    memory.check_writable(request.address, HEADER_END)
+    before = int.from_bytes(memory.read(request.address + XSTATE_BV, 8), "little")
     wanted = asked & used if only_in_use else asked
     pieces = _legacy_pieces(request, wanted, bool(asked & (SSE | AVX)))
     pieces.append((XSTATE_BV, (before & ~asked | asked & used).to_bytes(8, "little")))
     for component, size in request.extended(wanted):
         if size:
             pieces.append((state.layout[component][0], state.extended(component, size)))
-    _write(request, pieces)
+    op.cpu.memory.write_pieces(request.address, pieces)
 
 
 def _save_compacted(op: Operands, *, supervisor: bool) -> None:
@@ -150,7 +141,7 @@ def _save_compacted(op: Operands, *, supervisor: bool) -> None:
     for component, size in request.extended(wanted):
         if size:
             pieces.append((offsets[component], state.extended(component, size)))
-    _write(request, pieces)
+    op.cpu.memory.write_pieces(request.address, pieces)
 
 
 @instruction("xsave", 1, 0xAE, digit=4, operand=MEMORY)
