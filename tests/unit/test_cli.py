@@ -95,7 +95,7 @@ def test_a_command_line_that_cannot_be_meant_so_is_a_usage_error(arguments: tupl
     assert not done.stdout
 
 
-@pytest.mark.parametrize("command", ["run", "doctor"])
+@pytest.mark.parametrize("command", ["run", "boot", "doctor"])
 def test_help_of_a_command_says_its_exit_status(command: str) -> None:
     done = kvmpy(command, "--help")
     assert done.returncode == 0
