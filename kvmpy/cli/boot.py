@@ -93,6 +93,12 @@ class BootPc(SmallPc):
         finally:
             progress.end()
 
+    def explained(self, outcome: Outcome) -> Outcome:
+        """A Linux that found no root file system is told how to get one."""
+        if "Unable to mount root fs" in outcome.message and self.args.initrd is None and self.args.init is None:
+            outcome.message += "; --init FOLDER or --initrd FILE gives it one"
+        return outcome
+
 
 def _window() -> dict[str, str]:
     """The size of the window and the kind of terminal, as the environment of a program has it; nothing without one."""

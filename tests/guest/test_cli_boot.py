@@ -170,7 +170,8 @@ def test_a_kernel_panic_ends_the_run_with_the_last_lines(image: Path) -> None:
     done = boot(image, "--timeout", "20")
     assert done.returncode == 126
     lines = done.stderr.splitlines()
-    assert lines[0] == "kvmpy: panic: Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)"
+    message = "Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)"
+    assert lines[0] == f"kvmpy: panic: {message}; --init FOLDER or --initrd FILE gives it one"
     assert lines[1:] == done.stdout.rstrip().splitlines()
     assert lines[-1].startswith("---[ end Kernel panic")
 
