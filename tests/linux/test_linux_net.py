@@ -1,0 +1,162 @@
+"""Linux's own driver uses the network: addresses by DHCP, pings, and files that busybox fetches from the host, through
+passt and through a TAP interface; a second guest."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from hashlib import md5
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from kvmpy.pytest_plugin.requirement import skip_or_fail
+from kvmpy.virtio import Feature, Passt, Tap, VirtioMmio, VirtioNet
+from kvmpy.virtio.net_format import NetFeature
+from linux_session import LinuxSession, small_kernel
+
+MAC = "52:54:00:12:34:56"
+
+
+class Files(SimpleHTTPRequestHandler):
+    """Serves a folder, and says nothing."""
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "file").write_bytes(random.Random(7).randbytes(1 << 20))
+    return folder
+
+
+@pytest.fixture
+def port(folder: Path) -> Iterator[int]:
+    """Where a web server listens on the loopback interface."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server.server_address[1]
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def session_with(device: VirtioNet, *, ip: str, events: bool = True) -> LinuxSession:
+    # Without ACPI, where Linux would find the device a second time.
+    transport = VirtioMmio(device, 0xD000_0000, 5, ioeventfd=events, irqfd=events)
+    cmdline = f"console=ttyS0 acpi=off ip={ip} {transport.linux_parameter}"
+    session = LinuxSession(small_kernel(), cmdline=cmdline)
+    session.machine.add(transport)
+    return session
+
+
+@pytest.mark.parametrize("events", [True, False], ids=["ioeventfd and irqfd", "exits and lines"])
+def test_linux_has_the_hosts_network_by_passt(folder: Path, port: int, events: bool) -> None:
+    if shutil.which("passt") is None:
+        skip_or_fail("passt is not installed (Debian package passt)")
+    device = VirtioNet(Passt(arguments=["--ipv4-only"]), mac=MAC)
+    with session_with(device, ip="dhcp", events=events) as session:
+        told = session.boot()
+        leased = re.search(r"IP-Config: Got DHCP answer from ([\d.]+), my address is ([\d.]+)", told)
+        assert leased, told
+        assert device.has_feature(Feature.EVENT_IDX)
+        assert device.has_feature(NetFeature.MRG_RXBUF)
+        card = session.run("ifconfig eth0")
+        assert f"HWaddr {MAC.upper()}" in card
+        assert f"inet addr:{leased[2]}" in card
+        assert "MTU:65520" in card
+        gateway = session.run("route -n | grep ^0.0.0.0").split()[1]
+        # To guests of passt the gateway is the host.
+        fetched = session.run(f"wget -q -O - http://{gateway}:{port}/file | md5sum", 120)
+        assert fetched.split()[0] == md5((folder / "file").read_bytes()).hexdigest()
+        assert session.machine.host_errors == []
+        assert device.counters == {}
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
+
+
+@pytest.fixture
+def namespace() -> Iterator[str]:
+    """A network namespace of the host, with nothing in it."""
+    name = f"kvmpy-linux-{os.getpid()}"
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces and TAP interfaces need root")
+    for program, package in (("ip", "iproute2"), ("dnsmasq", "dnsmasq-base"), ("ping", "iputils-ping")):
+        if shutil.which(program) is None:
+            skip_or_fail(f"{program} is not installed (Debian package {package})")
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"no network namespaces here: {made.stderr.strip()}")
+    yield name
+    ip("netns", "delete", name)
+
+
+HOST, GUEST = "192.0.2.1", "192.0.2.77"
+
+
+@pytest.fixture
+def tap(namespace: str, folder: Path, tmp_path: Path) -> Iterator[Tap]:
+    """A TAP interface into the namespace, where a DHCP server gives the guest the address GUEST, and a web server
+    listens at HOST, port 80."""
+    try:
+        tap = Tap()
+    except OSError as error:
+        pytest.skip(str(error))
+    inside = ("-n", namespace)
+    dhcp = [
+        "dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--port=0", "--bind-interfaces", "--user=root", "--pid-file",
+        f"--interface={tap.interface}", f"--dhcp-range={GUEST},{GUEST},1h", f"--dhcp-option=3,{HOST}",
+        f"--dhcp-leasefile={tmp_path / 'leases'}",
+    ]  # fmt: skip
+    web = [sys.executable, "-m", "http.server", "80", "--bind", HOST, "--directory", str(folder)]
+    with ExitStack() as stack:
+        stack.callback(tap.close)
+        ip("link", "set", tap.interface, "netns", namespace)
+        ip(*inside, "address", "add", f"{HOST}/24", "dev", tap.interface)
+        ip(*inside, "link", "set", tap.interface, "up")
+        log = stack.enter_context((tmp_path / "servers.log").open("wb"))
+        for command in (dhcp, web):
+            server = subprocess.Popen(["ip", "netns", "exec", namespace, *command], stdout=log, stderr=log)
+            stack.callback(server.wait)
+            stack.callback(server.terminate)
+        yield tap
+
+
+def test_linux_is_a_station_at_a_tap_interface(namespace: str, tap: Tap, folder: Path, tmp_path: Path) -> None:
+    capture = tmp_path / "net.pcap"
+    device = VirtioNet(tap, mac=MAC, capture=capture)
+    with session_with(device, ip="dhcp") as session:
+        told = session.boot()
+        assert f"IP-Config: Got DHCP answer from {HOST}, my address is {GUEST}" in told
+        assert "MTU:1500" in session.run("ifconfig eth0")
+        assert " 0% packet loss" in session.run(f"ping -c 3 -s 1400 {HOST}")
+        fetched = session.run(f"wget -q -O - http://{HOST}/file | md5sum", 120)
+        assert fetched.split()[0] == md5((folder / "file").read_bytes()).hexdigest()
+        # And from the outside: a packet of 9000 bytes comes, and goes back, in seven frames.
+        ping = subprocess.run(
+            ["ip", "netns", "exec", namespace, "ping", "-c", "3", "-i", "0.2", "-s", "9000", "-w", "30", GUEST],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert "3 received" in ping.stdout, ping.stdout + ping.stderr
+        # The interface goes, and the guest learns of it.
+        assert session.run("cat /sys/class/net/eth0/carrier") == "1\n"
+        ip("-n", namespace, "link", "delete", tap.interface)
+        assert session.run("sleep 1; cat /sys/class/net/eth0/carrier") == "0\n"
+        assert session.machine.host_errors == []
+        assert set(device.counters) <= {"interface_gone", "no_driver"}
+    assert MAC in (tmp_path / "leases").read_text()
+    assert capture.stat().st_size > 1 << 20
