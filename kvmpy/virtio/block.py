@@ -138,8 +138,7 @@ class Block(VirtioDevice):
         parts = chain.readable
         if parts and len(parts[0]) == HEADER.size and chain.writable_left:
             kind, _, sector = HEADER.unpack(parts[0])
-            if kind == _IN and len(chain.writable[-1]) == 1:
-                self._read(chain, sector)
+            if kind == _IN and self._read_cached(queue, chain, sector):
                 return
             del parts[0]
             chain.readable_left -= HEADER.size
@@ -151,6 +150,22 @@ class Block(VirtioDevice):
             kind, _, sector = HEADER.unpack(header)
         self._others(chain, kind, sector)
 
+    def _read_cached(self, queue: Virtqueue, chain: Chain, sector: int) -> bool:
+        """Do a read at once, if the page cache has it all, as it nearly always has."""
+        *data, status = chain.writable
+        length = chain.writable_left - 1
+        if (
+            len(status) != 1 or length > self._at_once
+            or length % SECTOR or sector + length // SECTOR > self._sectors
+        ):  # fmt: skip
+            return False
+        self._at_once -= length
+        if not self.file.read_cached(data, sector * SECTOR, length):
+            return False
+        status[0] = _OK
+        queue.complete(chain, length + 1)
+        return True
+
     def _malformed(self, chain: Chain) -> None:
         """5.2.6: no request is without header and status. What has at least the latter learns of it."""
         self.counters["bad_request"] += 1
@@ -158,24 +173,6 @@ class Block(VirtioDevice):
             self._end(chain, _IOERR)
         else:
             chain.complete(0)
-
-    def _read(self, chain: Chain, sector: int) -> None:
-        """A read whose status has a buffer of its own: at once, if the page cache has it."""
-        length = chain.writable_left - 1
-        if length % SECTOR or sector + length // SECTOR > self._sectors:
-            self.counters["bad_request"] += 1
-            self._end(chain, _IOERR)
-            return
-        slow = False
-        if length <= self._at_once:
-            self._at_once -= length
-            *data, status = chain.writable
-            if self.file.read_cached(data, sector * SECTOR, length):
-                status[0] = _OK
-                chain.complete(length + 1)
-                return
-            slow = self.file.reads_cached
-        self._later(chain, partial(self.file.read, chain.take_writable(length), sector * SECTOR), length, slow=slow)
 
     def _others(self, chain: Chain, kind: int, sector: int) -> None:
         """All that is not done at once; the header is taken off."""
@@ -185,7 +182,7 @@ class Block(VirtioDevice):
                 self._end(chain, _IOERR)
                 return
             read = partial(self.file.read, chain.take_writable(length), sector * SECTOR)
-            self._later(chain, read, length, slow=False)
+            self._later(chain, read, length, slow=self.file.reads_cached)
         elif kind == _OUT:
             length = chain.readable_left
             # 5.2.6.2: an error for a write to a read-only device.
