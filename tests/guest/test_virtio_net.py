@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -22,9 +23,10 @@ from kvmpy.devices import DebugExit
 from kvmpy.guest.program import GuestProgram
 from kvmpy.machine import Outcome
 from kvmpy.pytest_plugin.requirement import skip_or_fail
-from kvmpy.virtio import Feature, Passt, Tap, VirtioMmio, VirtioNet, datagram_pair
+from kvmpy.virtio import DatagramSocket, Feature, Passt, Tap, VirtioMmio, VirtioNet, datagram_pair
 from kvmpy.virtio import mmio_registers as reg
 from kvmpy.virtio.net_format import NetFeature
+from network_cable import MAC, arp_request
 
 SOURCE = str(Path(__file__).with_name("virtio_net.c"))
 ADDRESS = 0xD000_0000
@@ -116,6 +118,58 @@ def test_what_was_exchanged_is_in_a_capture(tmp_path: Path) -> None:
     assert f"ARP, Reply {PEER} is-at {there.device.mac}" in told
     assert told.count(f"{OWN} > {PEER}: ICMP echo request") == 5
     assert told.count(f"{PEER} > {OWN}: ICMP echo reply") == 5
+
+
+def test_devices_that_are_stopped_and_go_on_lose_nothing() -> None:
+    first, second = datagram_pair()
+    stops: list[int] = []
+    with (
+        Station(VirtioNet(first), station("PING", count=150, size=1000)) as here,
+        Station(VirtioNet(second), station("STATION", count=150, own=PEER)) as there,
+    ):
+
+        def stop_and_go() -> None:
+            for turn in range(50):
+                transport = (here, there)[turn % 2].device.transport
+                assert isinstance(transport, VirtioMmio)
+                transport.quiesce()
+                stops.append(here.device.sent)
+                transport.resume()
+                threading.Event().wait(0.001)
+
+        thread = threading.Thread(target=stop_and_go)
+        there.machine.start()
+        thread.start()
+        here.run()
+        thread.join()
+        there.ended_well(there.machine.wait(timeout=30))
+    assert len(set(stops)) > 2  # they were stopped in the midst
+
+
+def test_the_cable_is_pulled_and_plugged_in_elsewhere_while_the_guest_runs() -> None:
+    def asks(far: DatagramSocket) -> bytes:
+        """The answer of the station at the other end to who looks for it."""
+        for _ in range(100):  # what comes before its driver is ready is lost
+            far.send([memoryview(arp_request(OWN, sender=PEER))])
+            if select.select([far], [], [], 0.2)[0]:
+                return bytes(far.receive() or b"")
+        raise AssertionError("no answer")
+
+    near, far = datagram_pair()
+    with Station(VirtioNet(near), station("STATION")) as guest:
+        guest.machine.start()
+        for _ in range(20):
+            answer = asks(far)
+            assert (answer[:6], answer[6:12].hex(":"), answer[20:22]) == (MAC, guest.device.mac, b"\0\2")
+            guest.device.connect(None)
+            while far.receive() is not None:  # answers to what was asked more than once
+                pass
+            assert not far.connected
+            far.close()
+            near, far = datagram_pair()
+            guest.device.connect(near)
+        far.close()
+        assert guest.machine.host_errors == []
 
 
 # --- passt ----------------------------------------------------------------------------------------------------------
