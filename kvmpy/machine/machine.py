@@ -268,6 +268,8 @@ class Machine(Running):
         else:
             self.entry = image.load(self.memory)
         self.image, self._symbols, self._lines = image, None, None
+        for runner in self._runners:
+            runner.runs_ring_0_directly = getattr(image, "code_is_apart", False)
         self._runners[0].start_at(self.entry.state)
         if hasattr(image, "takes_tables"):  # a kernel, which no firmware starts here
             from kvmpy.machine.firmware_settings import set_as_firmware

@@ -65,8 +65,10 @@ class VcpuRunner:
         self.repairs_ring3_entry = True
         """Whether SYSCALL and INT n of ring 3 are repaired where this host's KVM gets them wrong."""
         self.ring3_entry: Ring3Entry | None = None
-        self.runs_ring_0_directly = True
-        """Whether a guest that is long in ring 0 runs that in ring 3, where this host's KVM would emulate it."""
+        self.runs_ring_0_directly = False
+        """Whether a guest that is long in ring 0 runs that in ring 3, where this host's KVM would emulate it. Only for
+        one whose code lies in pages of its own: code runs from copies of its pages, and what devices write into a page
+        of code would not be seen there. `Machine.load` sets it for Linux."""
         self.direct_execution: DirectExecution | None = None
         self.software_instructions = True
         self.completion: InstructionCompletion | None = None

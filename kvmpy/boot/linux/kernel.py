@@ -123,6 +123,9 @@ class LinuxKernel:
         """Whether `load` wants the tables of the machine: nobody gave others, and there is no BIOS to make them."""
         return self._tables is None and self.protocol != "real"
 
+    code_is_apart = True
+    """Linux keeps code and data in different pages, into none of which with code devices write."""
+
     def load(self, memory: GuestMemory, tables: Iterable[FirmwareTables] = ()) -> Entry:
         """Write kernel, initrd and parameters into RAM, and the tables of the mode. Raises ImageError.
 
