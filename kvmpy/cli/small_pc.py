@@ -129,7 +129,7 @@ class SmallPc:
                 from kvmpy.devices import DebugConsole
 
                 # Not by default: what SeaBIOS says on COM1 it says here too, and the two would be mixed.
-                pc.add(DebugConsole(0x402, sink=debug_sink))
+                pc.add(DebugConsole(0x402, sink=debug_sink, queued=True))
             self.load()
             self._stack = stack.pop_all()
         return self

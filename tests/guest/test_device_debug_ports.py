@@ -119,3 +119,17 @@ def test_after_an_exit_the_guest_can_go_on() -> None:
         assert machine.run(timeout=5).code == 3
         assert machine.run(timeout=5).code == 5
         assert machine.run(timeout=5).end is End.HALTED
+
+
+@pytest.mark.parametrize("end", ["hlt", "1: jmp 1b"], ids=["an exit", "none"])
+def test_characters_that_waited_in_the_queue_all_arrive_in_order(end: str) -> None:
+    source = f"mov cx, 500; mov al, 0; 2: out 0xe9, al; inc al; loop 2b; {end}"
+    with Machine(memory=64 * KIB, irqchip=False) as machine:
+        console = machine.add(DebugConsole(queued=True))
+        machine.load(FlatImage(assemble(source)))
+        machine.start(timeout=20)
+        console.expect(bytes(range(500 - 256)), timeout=10)
+        console.expect(bytes(range(500 - 256)), timeout=10)
+        machine.stop()
+        assert console.output == bytes(number & 0xFF for number in range(500))
+        assert machine.statistics().count("port", 0xE9, "write") == 500

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from device_board import RecordingBoard
+from kvmpy.devices.debug_console import DebugConsole
 from kvmpy.devices.debug_exit import DebugExit
 from kvmpy.devices.post_port import PostPort
 
@@ -56,3 +57,10 @@ def test_debug_exit_without_a_board_is_counted() -> None:
     device = DebugExit()
     device.write(0, 1, 0)
     assert device.counters["exit_without_board"] == 1
+
+
+def test_only_a_queued_debug_console_has_its_writes_queued() -> None:
+    for queued in (False, True):
+        board = RecordingBoard()
+        DebugConsole(0x402, queued=queued).attach(board)
+        assert board.queued == ({0x402} if queued else set())
