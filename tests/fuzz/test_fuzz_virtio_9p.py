@@ -34,12 +34,17 @@ NAMES = (
 
 def make_tree() -> None:
     """A folder with links that lead out of it, as it was at the beginning."""
-    if SHARED.exists():
-        for place, folders, _ in os.walk(SHARED):
-            for name in folders:
-                if not os.path.islink(path := os.path.join(place, name)):
-                    os.chmod(path, 0o700)  # the guest may have left it without
-        shutil.rmtree(SHARED)
+    SHARED.mkdir(mode=0o700, exist_ok=True)
+    SHARED.chmod(0o700)  # the guest may have taken that away, here and below
+    for place, folders, _ in os.walk(SHARED):
+        for name in folders:
+            if not os.path.islink(path := os.path.join(place, name)):
+                os.chmod(path, 0o700)
+    for entry in os.scandir(SHARED):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry)
+        else:
+            os.unlink(entry)
     (SHARED / "folder" / "folder").mkdir(parents=True)
     (SHARED / "file").write_bytes(b"inside")
     (SHARED / "folder" / "secret").write_bytes(b"inside, too")
