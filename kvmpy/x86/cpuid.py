@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 from kvmpy._value import frozen, replace
 from kvmpy.errors import RegisterValueError, UsageError
-from kvmpy.x86.cpuid_features import FEATURES, Feature, FeatureName, feature
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmpy.x86.cpuid_features import Feature, FeatureName
 
 __all__ = ["SIGNIFICANT_INDEX", "CpuidEntry", "CpuidTable"]
 
@@ -119,7 +122,7 @@ class CpuidTable:
 
     def has(self, name: FeatureName) -> bool:
         """Whether a feature bit is set. Raises UsageError for an unknown name."""
-        place = feature(name)
+        place = _named(name)
         entry = self.find(place.function, place.index)
         return entry is not None and bool(getattr(entry, place.register) >> place.bit & 1)
 
@@ -128,7 +131,7 @@ class CpuidTable:
 
         Says nothing about whether the host can do it. Raises UsageError for an unknown name.
         """
-        place = feature(name)
+        place = _named(name)
         if self.find(place.function, place.index) is None:
             indexed = place.function in _INDEXED_LEAVES
             self._entries.append(
@@ -139,12 +142,14 @@ class CpuidTable:
 
     def clear(self, *names: FeatureName) -> None:
         """Clear feature bits; a leaf that is missing stays so. For an unknown name raises UsageError, clearing none."""
-        for place in [feature(name) for name in names]:
+        for place in [_named(name) for name in names]:
             if self.find(place.function, place.index) is not None:
                 self._change(place, 0)
 
     def features(self) -> frozenset[str]:
         """The names of all feature bits that are set."""
+        from kvmpy.x86.cpuid_features import FEATURES
+
         return frozenset(name for name in FEATURES if self.has(name))
 
     def _change(self, place: Feature, bit: int) -> None:
@@ -218,6 +223,8 @@ class CpuidTable:
 
     def __str__(self) -> str:
         """One line an entry, in order, with the names of the feature bits that are set."""
+        from kvmpy.x86.cpuid_features import FEATURES
+
         lines = []
         for entry in sorted(self):
             lines.append(str(entry))
@@ -232,3 +239,10 @@ class CpuidTable:
 
     def __repr__(self) -> str:
         return f"<CpuidTable {len(self)} entries {self.vendor!r}>"
+
+
+def _named(name: FeatureName) -> Feature:
+    """A feature by its name. The list of names takes two milliseconds to make: only who asks for one waits for it."""
+    from kvmpy.x86.cpuid_features import feature
+
+    return feature(name)
