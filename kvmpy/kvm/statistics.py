@@ -25,6 +25,14 @@ class Statistics(Descriptor):
             raw = os.pread(fd, stride, header.desc_offset + index * stride)
             entry = kind.from_buffer_copy(raw)
             self._layout.append((entry.name.decode(), entry.offset, entry.size))
+        self._places = {name: self._data_offset + offset for name, offset, count in self._layout if count == 1}
+
+    def counter(self, name: str) -> int:
+        """One counter now, by one system call; -1 when KVM has none of that name."""
+        place = self._places.get(name)
+        if place is None:
+            return -1
+        return int.from_bytes(os.pread(self._fd, 8, place), "little")
 
     def read(self) -> dict[str, int | list[int]]:
         """Counter name -> value, or a list of values for a histogram."""

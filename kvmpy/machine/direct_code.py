@@ -26,6 +26,8 @@ _MOV_SELECTOR = 0x8C
 # a processor forget what it has fetched. It goes on behind that, with CS in EAX.
 _RETURN_TO_SELF = bytes.fromhex("8cd0 50 54 4883042408 9c 8cc8 50 68 00000000 48cf")
 _PUSHF, _CLI, _STI, _POP_RAX, _JMP = 0x9C, 0xFA, 0xFB, 0x58, 0xE9
+_JMP_SHORT = 0xEB
+_FILLERS = {0xCC, 0x90}
 _SLOT = 32
 _NOT_KEPT = 0xFFFF_FFFF & ~(0x4_0200 | 0x3000)  # all flags but AC, IF, IOPL
 
@@ -93,6 +95,8 @@ class StandIns:
         self._flags, self._pending = flags, pending
         self.selector = 0x10
         """CS of the guest."""
+        self.null_selectors = False
+        """Whether the guest has 0 in DS, ES, FS and GS."""
         self._free = list(range(len(data) // _SLOT - 1, -1, -1))
         self._sites: dict[int, tuple[int, int, int]] = {}
         """Slot -> opcode, linear address of what it stands in for, and of what comes next."""
@@ -102,11 +106,13 @@ class StandIns:
 
         No jump where the processor goes on at `entry` in the midst of it.
         """
+        if self.null_selectors and _reads_data_selector(code.original, at):
+            return  # ring 3 reads 0, too
         place = self._room(code, at, linear) if self._is_near(linear) else None
         if place is None or not self._free or not self._is_near(place[0]):
             code.copy[at] = HLT
             return
-        following, size = place
+        following, size, jump = place
         inside = {start for start in range(at + 1, at + size) if start in code.starts}
         if entry in inside:
             code.copy[at] = HLT
@@ -119,12 +125,10 @@ class StandIns:
         self._data[slot * _SLOT : slot * _SLOT + len(body)] = body
         self._sites[slot] = (opcode, linear + at, following)
         code.stand_ins.append(slot)
-        code.copy[at : at + 5] = bytes((_JMP,)) + _relative(address - (linear + at + 5))
-        code.copy[at + 5 : at + size] = bytes((HLT,)) * (size - 5)
-
-    def _is_near(self, linear: int) -> bool:
-        """Whether relative jumps reach there."""
-        return abs(linear - self.base) < 0x7FF0_0000
+        code.copy[at : at + size] = bytes((HLT,)) * size
+        if jump != at:
+            code.copy[at : at + 2] = bytes((_JMP_SHORT, jump - at - 2))
+        code.copy[jump : jump + 5] = bytes((_JMP,)) + _relative(address - (linear + jump + 5))
 
     def release(self, code: Code) -> None:
         """The copy is no longer used."""
@@ -134,15 +138,19 @@ class StandIns:
         code.stand_ins = []
 
     @staticmethod
-    def _room(code: Code, at: int, linear: int) -> tuple[int, int] | None:
-        """Where the guest goes on behind the instruction, and how many bytes are free for a jump, if there are five."""
+    def _room(code: Code, at: int, linear: int) -> tuple[int, int, int] | None:
+        """Where the guest goes on behind the instruction, how many bytes it takes with the NOPs that follow, and where
+        in the page the jump goes; None if there is no room for one.
+
+        What is no NOP must be readable still: kernels look at the jumps at the ends of their functions.
+        """
         original = code.original
         opcode = original[at]
         if opcode == _MOV_SELECTOR:
             end = at + len(_RETURN_TO_SELF)
             found = bytearray(original[at:end])
             found[14:18] = bytes(4)
-            return (linear + end, len(found)) if found == _RETURN_TO_SELF else None
+            return (linear + end, len(found), at) if found == _RETURN_TO_SELF else None
         if opcode not in (_PUSHF, _CLI, _STI):
             return None
         end = at + 1
@@ -150,12 +158,15 @@ class StandIns:
             if original[end : end + 1] != bytes((_POP_RAX,)):
                 return None
             end += 1
-        if end + 5 <= _PAGE and original[end] == _JMP and at % 16 == 0:  # a function of its own
-            (offset,) = struct.unpack_from("<i", original, end + 1)
-            return linear + end + 5 + offset & _MASK, end + 5 - at
+        behind = end + 5
+        if opcode == _PUSHF and at % 16 == 0 and original[end] == _JMP:  # a function of its own, and what fills it up
+            if {*original[behind : at + 16]} <= _FILLERS and behind + 5 <= _PAGE:
+                (offset,) = struct.unpack_from("<i", original, end + 1)
+                return linear + behind + offset & _MASK, end - at, behind
+            return None
         while end < _PAGE - 16 and (length := _nop(original, end)):
             end += length
-        return (linear + end, end - at) if end - at >= 5 else None
+        return (linear + end, end - at, at) if end - at >= 5 else None
 
     def _body(self, opcode: int, address: int, following: int) -> bytes:
         def relative(target: int, end: int) -> bytes:
@@ -203,6 +214,15 @@ class StandIns:
         if at in (18, 24):
             return following, rsp, rflags, True
         return following, rsp + 8, int.from_bytes(read(rsp, 8), "little"), True
+
+
+def _reads_data_selector(code: bytes, at: int) -> bool:
+    """MOV to a register from DS, ES, FS or GS."""
+    while code[at] == 0x66 or code[at] & 0xF0 == 0x40:
+        at += 1
+        if at >= _PAGE - 1:
+            return False
+    return code[at] == _MOV_SELECTOR and code[at + 1] >= 0xC0 and code[at + 1] >> 3 & 7 in (0, 3, 4, 5)
 
 
 def _relative(distance: int) -> bytes:

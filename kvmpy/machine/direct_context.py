@@ -38,6 +38,8 @@ REGISTERS = tuple(_REGISTER + place for place in (0, 2, 3, 1, 6, 7, 4, 5, 8, 9, 
 """By the number of a register in an instruction."""
 SREGS_AT = SREGS
 
+KERNEL_GS_BASE = 0xC000_0102  # an MSR
+
 # Offsets in struct kvm_sregs.
 CS, SS, SELECTORS = 0, 120, (48, 0, 120, 24, 72, 96)  # ES, CS, SS, DS, FS, GS
 FS_BASE, GS_BASE, TR, GDTR, IDTR = 72, 96, 144, 192, 208
@@ -53,6 +55,8 @@ class DirectContext(Protocol):
     cells: memoryview
     flags: int
     """IF and AC."""
+    kernel_gs_base: int | None
+    """The MSR by that name, if SWAPGS has changed it since the guest came."""
     halted: bool
     """The guest waits for an interrupt."""
     arrived: bool

@@ -48,6 +48,9 @@ __all__ = ["DirectExecution", "direct_execution"]
 
 _BP, _UD, _GP, _PF = 3, 6, 13, 14
 _INT3 = 0xCC
+_AT_ONCE = 8
+_WAY_OUT = 2
+"""Instructions that KVM emulates between an IRETQ or SYSRET to ring 3 and the next entry of ring 0."""
 _SMAP = 1 << 21
 _EXIT_IO, _EXIT_DEBUG = 2, 4
 _RUNNABLE, _HALTED = 0, 3  # KVM_MP_STATE_*
@@ -86,19 +89,37 @@ class DirectExecution(DirectWorld):
         self.halted = state == _HALTED
         if self.halted and not page.u64[RFLAGS] & IF:
             return False
-        self.going_out = False
+        allowed = _WAY_OUT if self.going_out else 0
+        self.going_out = self._hopeless = False
         if self._is_within(page.u64[RIP]):
             if not self._step():
                 return False
         else:
             self._enter()
         try:
-            self.memory.revalidate(self.system(CR3))
+            self._look_at_memory(allowed)
             return self._go_on()
         except BaseException:  # of a device, or Ctrl-C: the guest comes to the same instruction again
             if self._inside:
                 self._leave()
             raise
+
+    def _look_at_memory(self, allowed: int) -> None:
+        """What is mapped may have changed since the guest left, by code of ring 0 that KVM emulated, or by the host.
+
+        `allowed` instructions change nothing.
+        """
+        left_at, self._left_at = self._left_at, -1
+        cr3 = self.system(CR3)
+        if left_at < 0 or self._emulated() - left_at > allowed:
+            self.counts["looked at all"] += 1
+            self.memory.revalidate(cr3)
+        elif cr3 != self.memory.guest_cr3:
+            self.memory.revalidate(cr3, code=False)
+
+    def forget(self) -> None:
+        """The host may have changed guest memory: trust nothing that was seen of it."""
+        self._left_at = -1
 
     def _go_on(self) -> bool:
         vcpu = self.vcpu
@@ -123,6 +144,7 @@ class DirectExecution(DirectWorld):
                     continue
                 self._interrupted()
                 self._leave()
+                self._left_at = self._emulated()
                 u32[2] = NO_EXIT
                 return True
             on_its_way = False
@@ -177,7 +199,7 @@ class DirectExecution(DirectWorld):
 
     def _handle(self, vector: int) -> bool:
         """What came to our IDT. False: a step of KVM's emulator shall do it, or the guest go on there."""
-        self.going_out = False
+        self.going_out = self._hopeless = False
         if vector == _PF:
             return self._page_fault()
         stand_ins = self.memory.stand_ins
@@ -208,7 +230,7 @@ class DirectExecution(DirectWorld):
             self.memory.touch(linear, bool(error & 2), bool(error & 16), cells[FRAME], may_touch_user)
         except Refused as refused:
             self.counts[f"refused: {refused}" if refused.present is None else "#PF for the guest"] += 1
-            self.going_out = bool(error & 16)
+            self._hopeless = bool(error & 16)
             if refused.present is None:
                 return False
             self._settle()
@@ -227,15 +249,25 @@ class DirectExecution(DirectWorld):
         if offset not in code.starts:  # in what was left out: have it looked through from here
             memory.forget_code(memory.walk(rip)[0])
             return True
-        if self._instructions.perform(code, offset):
-            self.counts["instructions"] += 1
-            if self.arrived:
-                self.arrived = False
-                if self._is_within(self.cells[FRAME]):
-                    return False
-            return self._deliver_held()
-        self.counts["step " + code.original[offset : offset + 3].hex()] += 1
-        return False
+        instructions = self._instructions
+        if not instructions.perform(code, offset):
+            self.counts["step " + code.original[offset : offset + 3].hex()] += 1
+            return False
+        self.counts["instructions"] += 1
+        if self.arrived:
+            self.arrived = False
+            if self._is_within(self.cells[FRAME]):
+                return False
+        elif not self.halted:
+            for _ in range(_AT_ONCE):  # those that follow, if they would fault too
+                following = self.cells[FRAME]
+                offset = following & 0xFFF
+                if following >> 12 != rip >> 12 or offset not in code.starts or offset > PAGE - 16:
+                    break
+                if not instructions.is_likely(code.original, offset) or not instructions.perform(code, offset):
+                    break
+                self.counts["at once"] += 1
+        return self._deliver_held()
 
     def _is_within(self, rip: int) -> bool:
         """Whether a jump to a stand-in is in the place of the instruction there and of one before it."""
@@ -250,6 +282,8 @@ class DirectExecution(DirectWorld):
         if self._inside:
             self._leave()
         if self.going_out:
+            self._left_at = self._emulated()
+        if self.going_out or self._hopeless:
             return False
         before = page.u64[RIP]
         self.counts["steps"] += 1

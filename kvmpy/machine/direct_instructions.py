@@ -22,6 +22,7 @@ from kvmpy.machine.direct_context import (
     GS_BASE,
     IF,
     KEPT,
+    KERNEL_GS_BASE,
     PAGE,
     RAX,
     RCX,
@@ -43,9 +44,10 @@ if TYPE_CHECKING:
 __all__ = ["PrivilegedInstructions"]
 
 _MASK = (1 << 64) - 1
-_KERNEL_GS_BASE = 0xC000_0102
 _IN_AND_OUT = frozenset((0xE4, 0xE5, 0xE6, 0xE7, 0xEC, 0xED, 0xEE, 0xEF))
 _X2APIC, _X2APIC_LAST, _TSC_DEADLINE = 0x800, 0x83F, 0x6E0
+_WIDE_BASE = b"\x48\x0f\xae"
+_OF_GROUPS = frozenset((0x01, 0x20, 0x22, 0x30))
 DONE, STEP = True, False
 
 
@@ -106,11 +108,13 @@ class PrivilegedInstructions:
     # Each answers how many bytes it is long from its opcode on, 0 when it has set RIP itself, or -1: not done
 
     def _pushf(self, code: Code, at: int) -> int:
+        if self._small:
+            return -1
         cells = self._cells
         rsp = cells[FRAME + 3] - 8
         self._context.memory.write_linear(rsp, self._context.inner(cells[FRAME + 2]).to_bytes(8, "little"))
         cells[FRAME + 3] = rsp
-        return -1 if self._small else 1
+        return 1
 
     def _popf(self, code: Code, at: int) -> int:
         cells = self._cells
@@ -229,9 +233,10 @@ class PrivilegedInstructions:
             context.flags = context.flags & ~AC | (AC if modrm == 0xCB else 0)
             return 3
         if modrm == 0xF8:  # SWAPGS
-            vcpu = self._vcpu
-            other = vcpu.get_msr(_KERNEL_GS_BASE)
-            vcpu.set_msr(_KERNEL_GS_BASE, context.system(GS_BASE))
+            other = context.kernel_gs_base
+            if other is None:
+                other = self._vcpu.get_msr(KERNEL_GS_BASE)
+            context.kernel_gs_base = context.system(GS_BASE)
             context.set_system(GS_BASE, other)
             self._load_bases()
             return 3
@@ -239,6 +244,19 @@ class PrivilegedInstructions:
             context.memory.revalidate(context.system(CR3), code=False)
             return length_and_kind(original, at)[0]
         return -1
+
+    @staticmethod
+    def is_likely(original: bytes, at: int) -> bool:
+        """Whether the instruction at `at` is one that is done here: then it saves a fault to do it at once."""
+        byte = original[at]
+        if byte == 0x0F:
+            return original[at + 1] in _OF_GROUPS
+        if byte in (0x48, 0x66, 0xF3):
+            following = original[at + 1 : at + 4]
+            return (
+                following[:1] == b"\x8c" or following[:2] in (b"\x0f\xae", b"\x0f\x22") or following == b"\x48\x0f\xae"
+            )
+        return byte in (0x9C, 0xFA)
 
     def _load_bases(self) -> None:
         """Have KVM take the bases of FS and GS."""

@@ -30,6 +30,7 @@ and within reach of its relative jumps."""
 SIZE = 64 << 20
 _ROOT, _PDPT, _PD = 5, 6, 7
 _FLAGS, _LOW, _STAND_INS, _FIRST_TABLE, _FIRST_COPY = 10, 11, 512, 1024, 8192
+_SELECTOR_CHANGES = 4  # an even number: it ends with reading none
 _PAGES = SIZE // _PAGE
 _BACK = 96
 """Bytes before a page from which on its instructions are found: sequences of instructions fall into step quickly."""
@@ -71,6 +72,7 @@ class DirectMemory(GuestTables):
         self._free_copies = list(range(_PAGES - 1, _FIRST_COPY - 1, -1))
         self.codes: dict[int, Code] = {}
         """By frame."""
+        self._selector_changes = 0
         self._removed: list[int] = []
         self.written: int | None = None
         """A frame of code that the instruction writes to which was refused last."""
@@ -277,6 +279,16 @@ class DirectMemory(GuestTables):
         self.flush()
         self._free_copies.append(code.slot)
         self.stand_ins.release(code)
+
+    def use_null_selectors(self, null: bool) -> None:
+        """Whether code may read DS, ES, FS and GS as ring 3 does, which finds 0. After a few changes it never may."""
+        stand_ins = self.stand_ins
+        if null == stand_ins.null_selectors or self._selector_changes >= _SELECTOR_CHANGES:
+            return
+        stand_ins.null_selectors = null
+        self._selector_changes += 1
+        for frame in list(self.codes):
+            self.forget_code(frame)
 
     def may_write(self, frame: int) -> bool:
         """Not where code is that has a copy."""

@@ -32,6 +32,7 @@ from kvmpy.machine.direct_context import (
     INTERRUPTS,
     IOPL,
     JOBS,
+    KERNEL_GS_BASE,
     PAGE,
     PENDING,
     RCX,
@@ -40,6 +41,7 @@ from kvmpy.machine.direct_context import (
     RFLAGS,
     RIP,
     RSP,
+    SELECTORS,
     SREGS_AT,
     SREGS_END,
     SS,
@@ -96,7 +98,12 @@ class DirectWorld:
         self._masked = False
         """Whether interrupts of the local APIC wait for IF."""
         self._postponed = self._kicked = self._inside = False
-        self.halted = self.going_out = self.arrived = False
+        self.kernel_gs_base: int | None = None
+        self._statistics = self.vcpu.statistics()
+        self.vcpu.attach(self._statistics)
+        self._left_at = -1
+        """How many instructions KVM had emulated when the guest left; -1 after what may have changed anything."""
+        self.halted = self.going_out = self.arrived = self._hopeless = False
         self.counts: Counter[str] = Counter()
 
     def _fill(self) -> None:
@@ -188,6 +195,7 @@ class DirectWorld:
         sync.put(bytes(regs), bytes(ours))
         self._inside = True
         self.counts["entered"] += 1
+        self.memory.use_null_selectors(not any(self.selector(place) for place in SELECTORS if place not in (CS, SS)))
 
     def _leave(self) -> None:
         """Back into the guest's own context, at the instruction that comes next."""
@@ -206,6 +214,13 @@ class DirectWorld:
         vcpu._sync.put(bytes(regs), bytes(sregs))
         self._masked = self._inside = False
         self.cells[PENDING] = len(self._held)
+        if self.kernel_gs_base is not None:
+            vcpu.set_msr(KERNEL_GS_BASE, self.kernel_gs_base)
+            self.kernel_gs_base = None
+
+    def _emulated(self) -> int:
+        """How many instructions KVM has emulated for the vCPU, or -1 where it does not say."""
+        return self._statistics.counter("insn_emulation")
 
     def _settled(self, rip: int, rsp: int, rflags: int) -> tuple[int, int, int]:
         """Where the guest would be, if it is in a stand-in for one of its instructions."""
