@@ -137,6 +137,10 @@ class StandIns:
             self._free.append(slot)
         code.stand_ins = []
 
+    def _is_near(self, linear: int) -> bool:
+        """Whether relative jumps reach there."""
+        return abs(linear - self.base) < 0x7FF0_0000
+
     @staticmethod
     def _room(code: Code, at: int, linear: int) -> tuple[int, int, int] | None:
         """Where the guest goes on behind the instruction, how many bytes it takes with the NOPs that follow, and where
