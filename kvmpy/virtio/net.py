@@ -79,7 +79,7 @@ class VirtioNet(VirtioDevice):
             if capture is not None:
                 self._capture = capture if isinstance(capture, PcapFile) else PcapFile(capture)
         except BaseException:
-            self._disconnect()  # nobody else has it
+            self.connect(None)  # nobody else has the backend
             raise
 
     def _describe(self, mac: str | bytes | None, mtu: int | None) -> None:
@@ -120,7 +120,7 @@ class VirtioNet(VirtioDevice):
         if backend is not None and (backend.in_use or not backend.connected):
             raise UsageError(f"{backend!r} has a device already, or is closed")
         with self.lock:
-            self._disconnect()
+            before = self._unplug()
             if backend is not None:
                 backend.in_use = True
                 self.counters.update(backend.counters)
@@ -128,6 +128,8 @@ class VirtioNet(VirtioDevice):
                 self._backend = backend
                 self._listen()
             self._update_link()
+        if before is not None:
+            before.close()  # without the lock: a program may take a while to end
 
     # --- the backend ------------------------------------------------------------------------------------------------
 
@@ -140,14 +142,14 @@ class VirtioNet(VirtioDevice):
             self._events = _BackendEvents(self, self._backend)
             self.board.listen(self._events)
 
-    def _disconnect(self) -> None:
+    def _unplug(self) -> NetBackend | None:
+        """Use the backend no longer; answers it."""
         backend, events = self._backend, self._events
         self._backend = self._events = self._held = None
         self._waits_for_room = False
         if events is not None and self.board is not None:
             self.board.forget(events)
-        if backend is not None:
-            backend.close()
+        return backend
 
     def _update_link(self) -> None:
         """Tell the driver when the link has come or gone (section 5.1.4.1)."""
@@ -328,11 +330,11 @@ class VirtioNet(VirtioDevice):
 
     def close(self) -> None:
         """Close the backend and the capture."""
+        self.connect(None)
         with self.lock:
-            self._disconnect()
-            if self._capture is not None:
-                self._capture.close()
-                self._capture = None
+            capture, self._capture = self._capture, None
+            if capture is not None:
+                capture.close()
 
 
 class _BackendEvents:

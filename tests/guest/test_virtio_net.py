@@ -85,7 +85,8 @@ class Station:
 @pytest.mark.parametrize("wanted", [0, EVENT_IDX | 1 << NetFeature.MRG_RXBUF], ids=["bare", "all features"])
 def test_a_guest_pings_another(wanted: int, ioeventfd: bool, ring: int) -> None:
     first, second = datagram_pair()
-    asks = station("PING", size=1400, wanted=wanted)
+    size = 1400 if ring == 3 else 64  # KVM may emulate ring 0, which takes its time for checksums
+    asks = station("PING", size=size, wanted=wanted)
     answers = station("STATION", own=PEER, wanted=wanted)
     with (
         Station(VirtioNet(first), asks, ioeventfd=ioeventfd, ring=ring) as here,
@@ -124,8 +125,8 @@ def test_devices_that_are_stopped_and_go_on_lose_nothing() -> None:
     first, second = datagram_pair()
     stops: list[int] = []
     with (
-        Station(VirtioNet(first), station("PING", count=150, size=1000)) as here,
-        Station(VirtioNet(second), station("STATION", count=150, own=PEER)) as there,
+        Station(VirtioNet(first), station("PING", count=80, size=1000)) as here,
+        Station(VirtioNet(second), station("STATION", count=80, own=PEER)) as there,
     ):
 
         def stop_and_go() -> None:
