@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _occupy_standard_descriptors()
     given = list(sys.argv[1:] if arguments is None else arguments)
     with _no_garbage_collection():
-        parser = _parser(next((word for word in given if not word.startswith("-")), ""))
+        parser = _parser(given)
     args = parser.parse_args(given)
     try:
         status: int = args.run(args)
@@ -88,8 +88,8 @@ def _occupy_standard_descriptors() -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
-def _parser(command: str) -> argparse.ArgumentParser:
-    """The parser: all commands are known by name, the arguments of `command` only."""
+def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser for a command line. It knows the arguments of the command in it, and all others by name."""
     import argparse
     from importlib import import_module
 
@@ -103,8 +103,11 @@ def _parser(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kvmpy", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=formatter)
     parser.add_argument("--version", action="version", version=f"kvmpy {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, prog="kvmpy")
+    command = next((word for word in given if not word.startswith("-")), "")
     for name, summary in COMMANDS.items():
         if name != command:
+            if command in COMMANDS and given[0] == command:  # then nobody will ask what else there is
+                continue
             subparsers.add_parser(name, help=summary, add_help=False)
             continue
         module = import_module(f"kvmpy.cli.{name}")

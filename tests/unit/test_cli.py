@@ -95,6 +95,12 @@ def test_a_command_line_that_cannot_be_meant_so_is_a_usage_error(arguments: tupl
     assert not done.stdout
 
 
+def test_an_unknown_command_is_told_which_there_are() -> None:
+    said = kvmpy("fly").stderr
+    assert "invalid choice: 'fly'" in said
+    assert all(f"'{name}'" in said for name in COMMANDS)
+
+
 @pytest.mark.parametrize("command", ["run", "boot", "doctor"])
 def test_help_of_a_command_says_its_exit_status(command: str) -> None:
     done = kvmpy(command, "--help")
