@@ -19,6 +19,7 @@ from kvmpy.x86.emulator import (
     undefined,
     vector_512,
     vector_512_floating,
+    vector_512_moves,
     vector_512_packed,
     vector_cipher,
     vector_conversions,
@@ -49,7 +50,8 @@ __all__ = [
 
 _FAMILIES = (
     bit_manipulation, far_return, legacy_integer, locked, mmx, opmasks, software_interrupts, system, undefined,
-    vector_512, vector_512_floating, vector_512_packed, vector_cipher, vector_conversions, vector_elements,
+    vector_512, vector_512_floating, vector_512_moves, vector_512_packed, vector_cipher, vector_conversions,
+    vector_elements,
     vector_floating, vector_hash, vector_integer, vector_moves, vector_shifts, vector_shuffles, vector_strings,
     x87_arithmetic, x87_comparison, x87_control, x87_environment, x87_moves, xsave,
 )  # fmt: skip

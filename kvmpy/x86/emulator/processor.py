@@ -148,7 +148,7 @@ class Operands:
 
     def load_bytes(self, size: int) -> bytes:
         """`size` bytes of the memory operand."""
-        self._check_limit(size)
+        self.check_limit(size)
         return self.cpu.memory.read(self.address(), size)
 
     def store(self, value: int, size: int) -> None:
@@ -157,20 +157,21 @@ class Operands:
 
     def store_bytes(self, data: bytes) -> None:
         """Write bytes to the memory operand."""
-        self._check_limit(len(data))
+        self.check_limit(len(data))
         self.cpu.memory.write(self.address(), data)
 
     def source(self, size: int) -> int:
         """The operand that ModRM.rm names, register or memory."""
         return self.register(self.it.rm, size) if self.it.memory is None else self.load(size)
 
-    def _check_limit(self, size: int) -> None:
-        """Segment limits outside 64-bit mode (SDM vol. 3, 5.3); expand-down segments too."""
-        it, operand = self.it, self.it.memory
+    def check_limit(self, size: int, operand: MemoryOperand | None = None) -> None:
+        """Segment limits outside 64-bit mode (SDM vol. 3, 5.3), of the memory operand or of another one."""
+        it = self.it
+        operand = operand or it.memory
         if it.bits == 64 or operand is None:
             return
         segment: Segment = getattr(self.cpu.sregs, operand.segment)
-        if not within_limit(segment, self.linear(0) - segment.base & 0xFFFF_FFFF, size):
+        if not within_limit(segment, self.linear(0, operand) - segment.base & 0xFFFF_FFFF, size):
             raise GuestException.of(_SS if operand.segment == "ss" else _GP, 0)
 
 

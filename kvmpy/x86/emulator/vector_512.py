@@ -14,9 +14,9 @@ from kvmpy.x86.emulator.lanes import elementwise, join, split
 from kvmpy.x86.emulator.processor import Operands
 from kvmpy.x86.emulator.table import ANY, MEMORY, REGISTER, instruction
 from kvmpy.x86.emulator.vector_operands import OUTSIDE_REAL_MODE, check_aligned, check_avx
-from kvmpy.x86.instruction import EVEX
+from kvmpy.x86.instruction import EVEX, MemoryOperand
 
-__all__ = ["ThreeSources", "Vectors", "row"]
+__all__ = ["ThreeSources", "Vectors", "one_table", "row", "two_tables"]
 
 _UD = 6
 _38, _3A = 2, 3
@@ -88,6 +88,42 @@ class Vectors:
         for place in self.chosen():
             elements[place] = int.from_bytes(op.cpu.memory.read(op.linear(width * place), width), "little")
         return join(elements, width)
+
+    def _part_operand(self, size: int) -> MemoryOperand:
+        """The memory operand of an instruction that takes `size` bytes: a displacement of 8 bits counts in those."""
+        it = self.op.it
+        operand, evex = it.memory, it.evex
+        assert operand is not None and evex is not None
+        if it.mod != 1 or evex.broadcast:
+            return operand
+        return MemoryOperand(
+            operand.base, operand.index, operand.scale, operand.displacement // evex.size * size, operand.segment,
+            operand.rip_relative,
+        )  # fmt: skip
+
+    def part(self, size: int) -> int:
+        """The lowest `size` bytes of the register that ModRM.rm names, or so many of memory."""
+        op = self.op
+        if op.it.memory is None:
+            return self.state.zmm(op.it.rm) & (1 << 8 * size) - 1
+        operand = self._part_operand(size)
+        op.check_limit(size, operand)
+        return int.from_bytes(op.cpu.memory.read(op.linear(0, operand), size), "little")
+
+    def store_part(self, value: int, size: int) -> None:
+        """Write `size` bytes of memory, where the mask lets through."""
+        op, width, memory = self.op, self.width, self.op.cpu.memory
+        operand = self._part_operand(size)
+        op.check_limit(size, operand)
+        if self.mask == -1:
+            memory.write(op.linear(0, operand), value.to_bytes(size, "little"))
+            return
+        places = [at for at in range(size // width) if self.mask >> at & 1]
+        for at in places:
+            memory.check_writable(op.linear(width * at, operand), width)
+        for at in places:
+            element = value >> 8 * width * at & (1 << 8 * width) - 1
+            memory.write(op.linear(width * at, operand), element.to_bytes(width, "little"))
 
     def write(self, number: int, value: int) -> None:
         """Write a register: where the mask lets through, and zeros or what was there elsewhere."""
@@ -182,7 +218,7 @@ def _ternary(old: int, first: int, second: int, size: int, immediate: int) -> in
     return result
 
 
-def _two_tables(width: int, *, indices_in_destination: bool) -> ThreeSources:
+def two_tables(width: int, *, indices_in_destination: bool) -> ThreeSources:
     """Elements of two tables, by indices of which the bit above those that count an element chooses the table."""
 
     def permute(old: int, first: int, second: int, size: int, immediate: int) -> int:
@@ -193,7 +229,9 @@ def _two_tables(width: int, *, indices_in_destination: bool) -> ThreeSources:
     return permute
 
 
-def _one_table(width: int) -> ThreeSources:
+def one_table(width: int) -> ThreeSources:
+    """Elements of the second source, by indices in the first."""
+
     def permute(old: int, first: int, second: int, size: int, immediate: int) -> int:
         table = split(second, width, size)
         return join([table[index & len(table) - 1] for index in split(first, width, size)], width)
@@ -219,7 +257,7 @@ for _width, _suffix, _w in ((4, "d", False), (8, "q", True)):
         f"vpermi2{_suffix}",
         0x76,
         _width,
-        _two_tables(_width, indices_in_destination=True),
+        two_tables(_width, indices_in_destination=True),
         map=_38,
         w=_w,
         permutes=True,
@@ -228,7 +266,7 @@ for _width, _suffix, _w in ((4, "d", False), (8, "q", True)):
         f"vpermt2{_suffix}",
         0x7E,
         _width,
-        _two_tables(_width, indices_in_destination=False),
+        two_tables(_width, indices_in_destination=False),
         map=_38,
         w=_w,
         permutes=True,
@@ -246,7 +284,7 @@ for _width, _suffix, _w in ((4, "d", False), (8, "q", True)):
         f"vpsra{_suffix}", 0x72, _width, _one(_shifted_right(_bits), _width, signed=True), w=_w, sources=1,
         immediate=True, digit=4,
     )  # fmt: skip
-    row(f"vperm{_suffix}", 0x36, _width, _one_table(_width), map=_38, w=_w, permutes=True)
+    row(f"vperm{_suffix}", 0x36, _width, one_table(_width), map=_38, w=_w, permutes=True)
 row("vpshufd", 0x70, 4, _shuffled, w=False, sources=1, immediate=True, permutes=True)
 
 
