@@ -49,6 +49,79 @@ for suffix in ("ps", "pd"):
             for form in forms_of(f"vcmp{suffix}", sae=True, immediate=f", {number}")
         )  # fmt: skip
 
+CONVERSIONS = {
+    "vcvtps2pd": (4, 8), "vcvtpd2ps": (8, 4), "vcvtdq2ps": (4, 4), "vcvtqq2ps": (8, 4), "vcvtps2dq": (4, 4),
+    "vcvttps2dq": (4, 4), "vcvtdq2pd": (4, 8), "vcvtqq2pd": (8, 8), "vcvttpd2dq": (8, 4), "vcvtpd2dq": (8, 4),
+    "vcvttps2udq": (4, 4), "vcvttpd2udq": (8, 4), "vcvttps2uqq": (4, 8), "vcvttpd2uqq": (8, 8), "vcvtps2udq": (4, 4),
+    "vcvtpd2udq": (8, 4), "vcvtps2uqq": (4, 8), "vcvtpd2uqq": (8, 8), "vcvttps2qq": (4, 8), "vcvttpd2qq": (8, 8),
+    "vcvtudq2pd": (4, 8), "vcvtuqq2pd": (8, 8), "vcvtudq2ps": (4, 4), "vcvtuqq2ps": (8, 4), "vcvtps2qq": (4, 8),
+    "vcvtpd2qq": (8, 8),
+}  # fmt: skip
+for name, (source, target) in CONVERSIONS.items():
+    wider = max(source, target)
+    into, out_of = ("ymm" if target < source else "zmm"), ("ymm" if source < target else "zmm")
+    part = 64 * source // wider
+    memory = {64: "zmmword", 32: "ymmword"}[part]
+    element = f"{'d' if source == 4 else 'q'}word ptr [rsi + 8]{{1to{64 // wider}}}"
+    rounding = "{sae}" if name.startswith("vcvtt") or name == "vcvtps2pd" else "{ru-sae}"
+    FORMS[name] = [
+        f"{name} {into}17, {out_of}31", f"{name} xmm1{{k3}}, xmm9", f"{name} {into}1{{k7}}{{z}}, {out_of}3",
+        f"{name} {into}30{{k1}}, {memory} ptr [rsi + {part}]", f"{name} {into}16{{k2}}, {element}",
+        *([] if name in ("vcvtdq2pd", "vcvtudq2pd") else [f"{name} {into}18{{k4}}, {out_of}5, {rounding}"]),
+    ]  # fmt: skip
+for suffix, element in (("ps", "dword ptr [rsi + 8]{1to16}"), ("pd", "qword ptr [rsi + 8]{1to8}")):
+    name = f"vrndscale{suffix}"
+    FORMS[name] = [
+        *(f"{name} zmm17{{k1}}, zmm2, {number}" for number in (0, 1, 2, 3, 4, 0x18, 0x2B, 0xF4, 0xA1)),
+        f"{name} zmm1, {element}, 0x42", f"{name} zmm1{{k2}}, zmm3, {{sae}}, 0x24", f"{name} xmm1, [rsi + 16], 0x11",
+    ]  # fmt: skip
+for suffix, size, general in (("ss", "dword", "eax"), ("sd", "qword", "r9")):
+    for operation in ("add", "sub", "mul", "div", "min", "max", "sqrt"):
+        rounding = "{sae}" if operation in ("min", "max") else "{rd-sae}"
+        FORMS.setdefault(f"scalar {operation}", []).extend([
+            f"v{operation}{suffix} xmm17, xmm2, xmm31", f"v{operation}{suffix} xmm1{{k1}}, xmm18, {size} ptr [rsi + 8]",
+            f"v{operation}{suffix} xmm1{{k2}}{{z}}, xmm18, xmm3",
+            f"v{operation}{suffix} xmm1{{k3}}, xmm2, xmm5, {rounding}",
+        ])  # fmt: skip
+    for operation in ("fmadd", "fmsub", "fnmadd", "fnmsub"):
+        for order in ("132", "213", "231"):
+            name = f"v{operation}{order}{suffix}"
+            FORMS.setdefault("scalar fma", []).extend([
+                f"{name} xmm17, xmm2, xmm31", f"{name} xmm1{{k1}}, xmm18, {size} ptr [rsi + 8]",
+                f"{name} xmm1{{k2}}{{z}}, xmm18, xmm3", f"{name} xmm1{{k3}}, xmm2, xmm5, {{rz-sae}}",
+            ])  # fmt: skip
+    FORMS.setdefault("scalar compare", []).extend([
+        *(f"vcmp{suffix} k1{{k2}}, xmm17, xmm3, {number}" for number in range(32)),
+        f"vcmp{suffix} k3, xmm1, {size} ptr [rsi + 8], 1", f"vcmp{suffix} k3, xmm1, xmm2, {{sae}}, 2",
+        f"vucomi{suffix} xmm17, xmm2", f"vcomi{suffix} xmm17, {size} ptr [rsi + 8]",
+        f"vucomi{suffix} xmm17, xmm2, {{sae}}",
+    ])  # fmt: skip
+    FORMS.setdefault("scalar round", []).extend(
+        f"vrndscale{suffix} xmm1{{k1}}, xmm17, xmm2, {number}" for number in (0, 1, 2, 3, 4, 0x18, 0x2B, 0xF4)
+    )
+    FORMS.setdefault("scalar conversions", []).extend([
+        f"vcvtsi2{suffix} xmm17, xmm2, rax", f"vcvtusi2{suffix} xmm1, xmm17, eax",
+        f"vcvtusi2{suffix} xmm1, xmm17, qword ptr [rsi + 8]", f"vcvtusi2{suffix} xmm1, xmm2, {{ru-sae}}, rbx",
+        f"vcvt{suffix}2si {general}, xmm17", f"vcvtt{suffix}2si {general}, xmm18", f"vcvt{suffix}2usi {general}, xmm1",
+        f"vcvtt{suffix}2usi {general}, {size} ptr [rsi + 8]", f"vcvt{suffix}2usi {general}, xmm1, {{rd-sae}}",
+        f"vcvtt{suffix}2si {general}, xmm1, {{sae}}",
+    ])  # fmt: skip
+    FORMS.setdefault("scalar moves", []).extend([
+        f"vmov{suffix} xmm17, {size} ptr [rsi + 8]", f"vmov{suffix} xmm1{{k1}}, {size} ptr [rsi + 16]",
+        f"vmov{suffix} {size} ptr [rsi + 8]{{k1}}, xmm17", f"vmov{suffix} xmm17{{k2}}, xmm1, xmm3",
+        f"vmov{suffix} xmm1{{k1}}{{z}}, xmm17, xmm3", f"vmov{suffix}.s xmm1{{k1}}, xmm17, xmm3",
+    ])  # fmt: skip
+FORMS["scalar conversions"] += [
+    "vcvtss2sd xmm17, xmm2, xmm3", "vcvtss2sd xmm1{k1}, xmm17, dword ptr [rsi + 8]",
+    "vcvtsd2ss xmm17{k1}{z}, xmm2, xmm3",
+    "vcvtsd2ss xmm1, xmm2, xmm3, {ru-sae}", "vcvtsd2ss xmm1{k1}, xmm17, qword ptr [rsi + 8]",
+]  # fmt: skip
+FORMS["scalar moves"] += [
+    "vmovd xmm17, eax", "vmovq xmm18, r9", "vmovd dword ptr [rsi + 8], xmm17", "vmovq rax, xmm17", "vmovd r9d, xmm31",
+    "vmovq xmm17, xmm2", "vmovq xmm17, qword ptr [rsi + 16]", "vmovq qword ptr [rsi + 8], xmm17",
+    "vmovd xmm17, dword ptr [rsi + 4]",
+]  # fmt: skip
+
 
 def state(chance: random.Random, number: int, place: int) -> Given:
     given = Given.random(chance)

@@ -16,14 +16,16 @@ D, Q = "dword ptr [rsi + 8]{1to16}", "qword ptr [rsi + 8]{1to8}"
 FORMS: dict[str, list[str]] = {
     "broadcast": [
         "vbroadcastss zmm17{k1}, xmm2", "vbroadcastss xmm1, dword ptr [rsi + 12]", "vbroadcastsd zmm1{k2}{z}, xmm18",
-        "vbroadcastsd ymm1, qword ptr [rsi + 16]", "vpbroadcastb zmm1{k3}, xmm17", "vpbroadcastw ymm17, word ptr [rsi + 6]",
+        "vbroadcastsd ymm1, qword ptr [rsi + 16]", "vpbroadcastb zmm1{k3}, xmm17",
+        "vpbroadcastw ymm17, word ptr [rsi + 6]",
         "vpbroadcastd zmm1{k3}, xmm17", "vpbroadcastq zmm18, qword ptr [rsi + 8]", "vbroadcastf32x2 zmm1{k1}, xmm17",
         "vbroadcasti32x2 xmm17, xmm1", "vbroadcasti32x2 zmm17{k4}, qword ptr [rsi + 8]",
         "vbroadcastf32x4 zmm1{k1}, [rsi + 16]", "vbroadcasti64x2 ymm17{k1}{z}, [rsi + 32]",
         "vbroadcastf32x8 zmm1{k1}, [rsi + 32]", "vbroadcasti64x4 zmm17{k5}, [rsi + 64]",
     ],
     "from general": [
-        "vpbroadcastb zmm17{k1}, eax", "vpbroadcastw ymm1, ebx", "vpbroadcastd zmm1{k2}{z}, r9d", "vpbroadcastq xmm17, r10",
+        "vpbroadcastb zmm17{k1}, eax", "vpbroadcastw ymm1, ebx", "vpbroadcastd zmm1{k2}{z}, r9d",
+        "vpbroadcastq xmm17, r10",
     ],
     "insert": [
         "vinsertf32x4 zmm1{k1}, zmm17, xmm3, 3", "vinserti32x4 ymm17, ymm2, xmmword ptr [rsi + 16], 1",
@@ -36,7 +38,8 @@ FORMS: dict[str, list[str]] = {
         "vextractf32x8 ymmword ptr [rsi + 32]{k3}, zmm2, 0", "vextracti64x2 xmm1, zmm2, 2",
     ],
     "shuffle blocks": [
-        "vshuff32x4 zmm1{k1}, zmm17, zmm3, 0x1b", "vshufi64x2 ymm17, ymm2, ymm3, 1", f"vshuff64x2 zmm1, zmm2, {Q}, 0x93",
+        "vshuff32x4 zmm1{k1}, zmm17, zmm3, 0x1b", "vshufi64x2 ymm17, ymm2, ymm3, 1",
+        f"vshuff64x2 zmm1, zmm2, {Q}, 0x93",
         "vshufi32x4 ymm1{k2}{z}, ymm2, [rsi + 32], 2",
     ],
     "align": [f"valignd zmm1{{k1}}, zmm17, zmm3, {at}" for at in (0, 3, 15, 18)] + [

@@ -18,9 +18,11 @@ from kvmpy.x86.emulator import (
     system,
     undefined,
     vector_512,
+    vector_512_conversions,
     vector_512_floating,
     vector_512_moves,
     vector_512_packed,
+    vector_512_scalars,
     vector_cipher,
     vector_conversions,
     vector_elements,
@@ -50,10 +52,10 @@ __all__ = [
 
 _FAMILIES = (
     bit_manipulation, far_return, legacy_integer, locked, mmx, opmasks, software_interrupts, system, undefined,
-    vector_512, vector_512_floating, vector_512_moves, vector_512_packed, vector_cipher, vector_conversions,
-    vector_elements,
-    vector_floating, vector_hash, vector_integer, vector_moves, vector_shifts, vector_shuffles, vector_strings,
-    x87_arithmetic, x87_comparison, x87_control, x87_environment, x87_moves, xsave,
+    vector_512, vector_512_conversions, vector_512_floating, vector_512_moves, vector_512_packed, vector_512_scalars,
+    vector_cipher, vector_conversions, vector_elements, vector_floating, vector_hash, vector_integer, vector_moves,
+    vector_shifts, vector_shuffles, vector_strings, x87_arithmetic, x87_comparison, x87_control, x87_environment,
+    x87_moves, xsave,
 )  # fmt: skip
 """The modules whose rows make the table."""
 

@@ -13,7 +13,7 @@ from kvmpy.x86.emulator.x87_numbers import Format
 __all__ = [
     "BEFORE_COMPUTING", "DENORMAL", "INVALID", "PRECISION", "add", "compare", "convert", "divide", "from_integer",
     "is_nan", "maximum", "minimum", "multiply", "multiply_add", "round_to_integral", "square_root", "subtract",
-    "to_integer",
+    "to_integer", "to_unsigned",
 ]  # fmt: skip
 
 INVALID, DENORMAL, ZERO_DIVIDE, OVERFLOW, UNDERFLOW, PRECISION = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
@@ -331,18 +331,33 @@ def to_integer(bits: int, kind: Format, size: int, mxcsr: int, *, truncates: boo
     return (-whole if negative else whole) & 2 * least - 1, PRECISION if inexact else 0
 
 
-def round_to_integral(bits: int, kind: Format, mxcsr: int, control: int) -> Result:
-    """A number rounded to an integer, as a number; `control` is the immediate of ROUNDPS."""
+def to_unsigned(bits: int, kind: Format, size: int, mxcsr: int, *, truncates: bool) -> Result:
+    """A number as an unsigned integer of `size` bytes; what does not fit is the largest one."""
+    one = _Parts(bits, kind, mxcsr)
+    largest = (1 << 8 * size) - 1
+    if one.top:
+        return largest, INVALID
+    negative, magnitude, exponent = one.number(kind)
+    if exponent > 64:
+        return largest, INVALID
+    whole, inexact = _rounded(magnitude, -exponent, negative, 3 if truncates else mxcsr >> 13 & 3)
+    if whole > largest or (negative and whole):
+        return largest, INVALID
+    return whole, PRECISION if inexact else 0
+
+
+def round_to_integral(bits: int, kind: Format, mxcsr: int, control: int, scale: int = 0) -> Result:
+    """A number rounded to a multiple of 2^-scale; `control` are the lowest bits of the immediate of ROUNDPS."""
     one = _Parts(bits, kind, mxcsr)
     nan = _nan_of((one,), kind)
     if nan is not None:
         return nan
     negative, magnitude, exponent = one.number(kind)
-    if one.top or exponent >= 0 or one.is_zero:
+    if one.top or exponent + scale >= 0 or one.is_zero:
         return one.bits, 0
     rounding = mxcsr >> 13 & 3 if control & 4 else control & 3
-    whole, inexact = _rounded(magnitude, -exponent, negative, rounding)
+    whole, inexact = _rounded(magnitude, -exponent - scale, negative, rounding)
     flags = PRECISION if inexact and not control & 8 else 0
     if not whole:
         return _sign(negative, kind), flags
-    return _round(negative, whole, 0, kind, mxcsr)[0], flags
+    return _round(negative, whole, -scale, kind, mxcsr)[0], flags

@@ -34,14 +34,15 @@ class Vectors:
     """The operands of one instruction with elements of `width` bytes, for masks, and of `element` for broadcasts.
 
     `rounds`: between registers, the bit that else means broadcast means that the instruction has its own `rounding`, as
-    in MXCSR.RC, and raises no exceptions; the bits of the vector's size give it then.
+    in MXCSR.RC, and raises no exceptions; the bits of the vector's size give it then. `scalar`: they do not
+    count.
     """
 
     __slots__ = ("element", "mask", "op", "rounding", "size", "state", "width", "zeroes")
 
     def __init__(
         self, op: Operands, width: int, *, first_source: bool, broadcasts: bool = True, element: int = 0,
-        rounds: bool = False,
+        rounds: bool = False, scalar: bool = False,
     ) -> None:  # fmt: skip
         evex = op.it.evex
         assert evex is not None  # a row with this encoding has it
@@ -50,7 +51,7 @@ class Vectors:
         self.rounding = _ROUNDINGS[evex.size] if rounds and between_registers and evex.broadcast else None
         undefined = (
             op.cpu.xcr0() & _AVX_512 != _AVX_512
-            or (evex.size == 48 and self.rounding is None)
+            or (evex.size == 48 and self.rounding is None and not scalar)
             or (evex.zeroes and not evex.mask)
             or (evex.broadcast and self.rounding is None and (between_registers or not broadcasts))
         )
@@ -93,7 +94,8 @@ class Vectors:
         """The memory operand of an instruction that takes `size` bytes: a displacement of 8 bits counts in those."""
         it = self.op.it
         operand, evex = it.memory, it.evex
-        assert operand is not None and evex is not None
+        assert operand is not None
+        assert evex is not None
         if it.mod != 1 or evex.broadcast:
             return operand
         return MemoryOperand(

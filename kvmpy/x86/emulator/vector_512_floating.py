@@ -15,6 +15,8 @@ from kvmpy.x86.emulator.vector_operands import OUTSIDE_REAL_MODE
 from kvmpy.x86.emulator.x87_numbers import DOUBLE, SINGLE, Format
 from kvmpy.x86.instruction import EVEX
 
+__all__ = ["Element", "computed", "without_exceptions"]
+
 _UD = 6
 _38 = 2
 _FORMS = (("ps", 0, SINGLE, False), ("pd", 0x66, DOUBLE, True))
@@ -25,13 +27,18 @@ Element = Callable[[int, int], tuple[int, int]]
 """(place, MXCSR) -> the result for the element there, and exceptions."""
 
 
-def _computed(vectors: Vectors, element: Element) -> list[int]:
+def without_exceptions(mxcsr: int, rounding: int) -> int:
+    """MXCSR as an instruction sees it that has its own rounding."""
+    return mxcsr & ~0x6000 | rounding << 13 | _EXCEPTIONS_MASKED
+
+
+def computed(vectors: Vectors, element: Element) -> list[int]:
     """The elements that the mask lets through are computed, the others are zero here and raise nothing."""
     op, state = vectors.op, vectors.state
     mxcsr = state.current_mxcsr
     silent = vectors.rounding is not None
     if vectors.rounding is not None:
-        mxcsr = mxcsr & ~0x6000 | vectors.rounding << 13 | _EXCEPTIONS_MASKED
+        mxcsr = without_exceptions(mxcsr, vectors.rounding)
     chosen = vectors.chosen()
     results = [element(place, mxcsr) for place in chosen]
     numbers = [number for number, _ in results] if silent else settle(op, state, results)
@@ -58,7 +65,7 @@ def _arithmetic_row(
         vectors = Vectors(op, kind.size, first_source=not one_source, rounds=True)
         second = _elements(vectors, vectors.second())
         first = second if one_source else _elements(vectors, vectors.register(op.it.vvvv))
-        results = _computed(vectors, lambda at, mxcsr: operation(first[at], second[at], kind, mxcsr))
+        results = computed(vectors, lambda at, mxcsr: operation(first[at], second[at], kind, mxcsr))
         vectors.write(op.it.reg, join(results, kind.size))
 
 
@@ -80,7 +87,7 @@ def _comparison(name: str, prefix: int, kind: Format, w: bool) -> None:
         compare = COMPARISONS[op.it.immediate & 31]
         second = _elements(vectors, vectors.second())
         first = _elements(vectors, vectors.register(op.it.vvvv))
-        results = _computed(vectors, lambda at, mxcsr: compare(first[at], second[at], kind, mxcsr))
+        results = computed(vectors, lambda at, mxcsr: compare(first[at], second[at], kind, mxcsr))
         vectors.state.set_opmask(op.it.reg & 7, sum(1 << at for at, true in enumerate(results) if true))
 
 
@@ -97,7 +104,7 @@ def _fused(name: str, opcode: int, order: str, kind: Format, w: bool, signs: Cal
         first = _elements(vectors, vectors.register(op.it.reg))
         by_number = {"1": first, "2": second, "3": third}
         a, b, c = (by_number[number] for number in order)
-        results = _computed(
+        results = computed(
             vectors, lambda at, mxcsr: fused_element(a[at], b[at], c[at], signs(at), kind, mxcsr)
         )  # fmt: skip
         vectors.write(op.it.reg, join(results, kind.size))

@@ -1,4 +1,4 @@
-"""EVEX encodings that move elements: broadcasts, inserts, extracts, shuffles, permutations, widths (SDM vol. 2, 2.7)."""
+"""EVEX encodings that move elements: broadcasts, inserts, shuffles, permutations, widths (SDM vol. 2, 2.7)."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from kvmpy.x86.emulator.x87_numbers import DOUBLE, SINGLE, Format
 from kvmpy.x86.flags import Cr4
 from kvmpy.x86.instruction import VEX
 
-__all__ = ["COMPARISONS", "FUSED", "Binary", "fused_element", "settle"]
+__all__ = ["COMPARISONS", "FUSED", "OUTCOME_FLAGS", "Binary", "fused_element", "settle"]
 
 _UD, _XM = 6, 19
 _38, _3A = 2, 3
@@ -209,6 +209,10 @@ for _prefix, _suffix, _kind, _is_scalar in _FORMS:
     _compare_row(f"cmp{_suffix}", _prefix, _kind, _is_scalar)
 
 
+OUTCOME_FLAGS = {-1: _CF, 0: _ZF, 1: 0, None: _ZF | _PF | _CF}
+"""What COMISD makes of an order; None is unordered."""
+
+
 def _flags_row(name: str, opcode: int, prefix: int, kind: Format, *, signals: bool) -> None:
     @both(name, opcode, prefix)
     def execute(op: Operands) -> None:
@@ -217,7 +221,7 @@ def _flags_row(name: str, opcode: int, prefix: int, kind: Format, *, signals: bo
         first = _low(state.xmm(op.it.reg), kind.size)
         order, raised = floating.compare(first, second, kind, state.current_mxcsr, signals=signals)
         settle(op, state, [(0, raised)])
-        op.set_flags({-1: _CF, 0: _ZF, 1: 0, None: _ZF | _PF | _CF}[order], _ARITHMETIC)
+        op.set_flags(OUTCOME_FLAGS[order], _ARITHMETIC)
 
 
 _flags_row("ucomiss", 0x2E, 0, SINGLE, signals=False)
