@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import socket
 import struct
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -33,7 +35,7 @@ from kvmpy.virtio import (
 from kvmpy.virtio.interrupt_status import CONFIG_CHANGE
 from kvmpy.virtio.net_format import LONGEST_FRAME, NetFeature
 from network_cable import HEADER, MAC, NO_OFFLOAD, arp_request, frame, framed, serve, unframed
-from virtio_driver import FakeDriver
+from virtio_driver import FakeDriver, FakeQueue
 
 ONE_BUFFER = bytes(10) + b"\1\0"
 
@@ -521,6 +523,56 @@ def test_a_frame_that_waits_for_a_buffer_is_part_of_the_state(cards: Any) -> Non
     other.offer(1526)
     assert other.frames() == [frame(1), frame(2)]
     other.mmio.close()
+    far.close()
+
+
+STOPPED = """
+import os, pickle, socket, sys
+sys.path[:0] = sys.argv[1:]
+from kvmpy.virtio import StreamSocket, VirtioNet
+from network_cable import MAC, NO_OFFLOAD, frame, framed, serve
+from virtio_driver import FakeDriver, FakeQueue
+near, far = socket.socketpair()
+driver = FakeDriver(VirtioNet(StreamSocket(near), mac=MAC)).start()
+def put(data):
+    driver.queues[1].add([NO_OFFLOAD + data])
+    driver.queues[1].kick()
+    serve(driver)
+while not driver.device.backend.full:
+    put(frame(0, 1514))
+for number in range(5):
+    put(frame(number, 1000))
+far.send(framed(frame(7)))
+serve(driver)
+driver.mmio.quiesce()
+rings = [{name: value for name, value in vars(queue).items() if name not in ("driver", "memory")}
+         for queue in driver.queues]
+with open(1, "wb", closefd=False) as output:
+    pickle.dump((driver.mmio.state(), driver.memory.read(0, 0x100000), rings), output)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_waited_is_sent_and_received_in_another_process() -> None:
+    tests = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED, tests, tests.parent], capture_output=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (-9, b"")
+    state, memory, rings = pickle.loads(done.stdout)
+    near, far = socket.socketpair()
+    card = Card(VirtioNet(StreamSocket(near)), far)
+    card.memory.write(0, memory)
+    card.mmio.restore(state)
+    card.queues = [FakeQueue.__new__(FakeQueue) for _ in rings]
+    for queue, ring in zip(card.queues, rings, strict=True):
+        vars(queue).update(ring, driver=card, memory=card.memory)
+    card.mmio.resume()
+    assert card.arrived() == [frame(number, 1000) for number in range(5)]
+    card.offer(1526)
+    assert card.frames() == [frame(7)]
+    assert card.device.mac == MAC.hex(":")
+    card.mmio.close()
     far.close()
 
 
