@@ -32,6 +32,7 @@ from kvmpy.virtio import (
     VirtioNet,
     datagram_pair,
 )  # fmt: skip
+from kvmpy.virtio import mmio_registers as reg
 from kvmpy.virtio.interrupt_status import CONFIG_CHANGE
 from kvmpy.virtio.net_format import LONGEST_FRAME, NetFeature
 from network_cable import HEADER, MAC, NO_OFFLOAD, arp_request, frame, framed, serve, unframed
@@ -327,15 +328,50 @@ def test_nothing_is_longer_than_the_mtu_that_was_agreed_on(cards: Any) -> None:
     assert card.counters == {"bad_frame_received": 1}
 
 
-def test_a_legacy_driver_has_a_shorter_header_and_sets_its_address(cards: Any) -> None:
+def legacy_start(card: Card, *, merge: bool) -> None:
+    """What a driver of before version 1 does (sections 3.1.2 and 4.2.4)."""
+    card.write(reg.STATUS, DeviceStatus.ACKNOWLEDGE | DeviceStatus.DRIVER)
+    card.accept(card.offered & ~(0 if merge else 1 << NetFeature.MRG_RXBUF))
+    card.write(reg.GUEST_PAGE_SIZE, 0x1000)
+    base = 0x1000
+    for index in range(2):
+        queue = FakeQueue(card, index, 16, base)
+        card.write(reg.QUEUE_SEL, index)
+        card.write(reg.QUEUE_NUM, 16)
+        card.write(reg.QUEUE_ALIGN, 0x1000)
+        card.write(reg.QUEUE_PFN, base >> 12)
+        card.queues.append(queue)
+        base = queue.end
+    card.write(reg.STATUS, card.status | DeviceStatus.DRIVER_OK)
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_a_legacy_driver_has_a_shorter_header_without_merged_buffers(cards: Any, merge: bool) -> None:
     card = cards(legacy=True, start=False)
-    device = card.device
+    legacy_start(card, merge=merge)
+    header = 12 if merge else 10
+    assert card.request([bytes(header), frame(1)], queue=1) == b""
+    assert card.arrived() == [frame(1)]
+    card.offer(1526)
+    card.far.sendall(framed(frame(2)))
+    assert card.taken() == [(ONE_BUFFER if merge else bytes(10)) + frame(2)]
+    assert card.counters == {}
+
+
+def test_a_legacy_driver_sets_its_address(cards: Any) -> None:
+    card = cards(legacy=True, start=False)
     for at in range(6):
-        card.write(0x100 + at, 0x02 + at, 1)
-    assert device.mac == "02:03:04:05:06:07"
-    assert device._header_size == 10
-    card.write(0x100 + 6, 0, 1)
-    assert device.link_up
+        card.write(reg.CONFIG + at, 0x02 + at, 1)
+    assert card.device.mac == "02:03:04:05:06:07"
+    card.write(reg.CONFIG + 6, 0, 1)
+    assert card.device.link_up
+    assert card.counters == {"config_write": 1}
+
+
+def test_a_driver_of_today_cannot_write_the_address(cards: Any) -> None:
+    card = cards()
+    card.write(reg.CONFIG, 0x02, 1)
+    assert card.device.mac == MAC.hex(":")
     assert card.counters == {"config_write": 1}
 
 
