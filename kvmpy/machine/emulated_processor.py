@@ -21,8 +21,8 @@ from kvmpy.x86.emulator import (
     SoftwareInterrupt,
     TruncatedInstruction,
     UnknownInstruction,
-    decode,
     perform,
+    table,
 )
 from kvmpy.x86.emulator.extended_state import ExtendedState
 from kvmpy.x86.emulator.linear_memory import LinearMemory
@@ -49,10 +49,13 @@ _AT_ONCE = 64
 
 
 @lru_cache(maxsize=4096)
-def _is_known(code: bytes, bits: int) -> bool | None:
-    """Whether the table has the instruction at the start of `code`. None: the bytes are too few to say."""
+def _is_known(code: bytes, bits: int, rows: int) -> bool | None:
+    """Whether the table has the instruction at the start of `code`. None: the bytes are too few to say.
+
+    `rows` is how large the table is: it grows when an instruction comes that is not in it.
+    """
     try:
-        decode(code, bits)
+        table.decode(code, bits)
     except UnknownInstruction:
         return False
     except TruncatedInstruction:
@@ -222,10 +225,10 @@ class InstructionCompletion:
                 return
             if debug is not None and debug.stops_at(rip):
                 return
-            known = _is_known(code, bits)
+            known = _is_known(code, bits, len(table.ROWS))
             if known is None:
                 code = cpu.memory.read(linear, _LONGEST)
-                known = _is_known(code, bits)
+                known = _is_known(code, bits, len(table.ROWS))
             if not known or code[0] == _INT3:  # perhaps a breakpoint: KVM's exit brings it to who put it there
                 return
             row = perform(cpu, code, bits)

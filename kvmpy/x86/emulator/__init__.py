@@ -7,34 +7,24 @@ instruction (`kvmpy.x86.emulator.table`); it is no second emulator: what KVM can
 
 from __future__ import annotations
 
+from functools import cache
+
 from kvmpy.x86.emulator import (
     bit_manipulation,
     far_return,
     legacy_integer,
     locked,
-    mmx,
-    opmasks,
     software_interrupts,
     system,
+    table,
     undefined,
     vector_512,
-    vector_512_conversions,
-    vector_512_floating,
-    vector_512_moves,
-    vector_512_packed,
-    vector_512_scalars,
     vector_cipher,
-    vector_conversions,
     vector_elements,
-    vector_floating,
-    vector_hash,
     vector_integer,
     vector_moves,
     vector_shifts,
     vector_shuffles,
-    vector_strings,
-    x87_arithmetic,
-    x87_comparison,
     x87_control,
     x87_environment,
     x87_moves,
@@ -42,8 +32,8 @@ from kvmpy.x86.emulator import (
 )
 from kvmpy.x86.emulator.guest_exception import GuestException, SoftwareInterrupt
 from kvmpy.x86.emulator.processor import RFLAGS, RIP, Operands, Processor
-from kvmpy.x86.emulator.table import Row, UnknownInstruction, decode
-from kvmpy.x86.instruction import TruncatedInstruction
+from kvmpy.x86.emulator.table import Row, UnknownInstruction
+from kvmpy.x86.instruction import Instruction, TruncatedInstruction
 
 __all__ = [
     "GuestException", "Operands", "Processor", "Row", "SoftwareInterrupt", "TruncatedInstruction",
@@ -51,16 +41,41 @@ __all__ = [
 ]  # fmt: skip
 
 _FAMILIES = (
-    bit_manipulation, far_return, legacy_integer, locked, mmx, opmasks, software_interrupts, system, undefined,
-    vector_512, vector_512_conversions, vector_512_floating, vector_512_moves, vector_512_packed, vector_512_scalars,
-    vector_cipher, vector_conversions, vector_elements, vector_floating, vector_hash, vector_integer, vector_moves,
-    vector_shifts, vector_shuffles, vector_strings, x87_arithmetic, x87_comparison, x87_control, x87_environment,
-    x87_moves, xsave,
+    bit_manipulation, far_return, legacy_integer, locked, software_interrupts, system, undefined, vector_512,
+    vector_cipher, vector_elements, vector_integer, vector_moves, vector_shifts, vector_shuffles, x87_control,
+    x87_environment, x87_moves, xsave,
 )  # fmt: skip
-"""The modules whose rows make the table."""
+"""The modules whose rows make the table: what kernels meet."""
+
+_OTHERS = (
+    "mmx", "opmasks", "vector_512_conversions", "vector_512_floating", "vector_512_moves", "vector_512_packed",
+    "vector_512_scalars", "vector_conversions", "vector_floating", "vector_hash", "vector_strings", "x87_arithmetic",
+    "x87_comparison",
+)  # fmt: skip
+"""Modules with more rows, loaded when the first instruction comes that is not in the others: that takes 30 ms."""
 
 _UD = 6
 _RF = 1 << 16
+
+
+@cache
+def _load_the_others() -> None:
+    from importlib import import_module
+
+    for name in _OTHERS:
+        import_module(f"{__name__}.{name}")
+
+
+def decode(code: bytes, bits: int) -> tuple[Row, Instruction]:
+    """The row and the decoded form of the instruction at the start of `code`, in `bits`-bit code.
+
+    Raises UnknownInstruction, or TruncatedInstruction.
+    """
+    try:
+        return table.decode(code, bits)
+    except UnknownInstruction:
+        _load_the_others()
+        return table.decode(code, bits)
 
 
 def perform(cpu: Processor, code: bytes, bits: int) -> Row:
