@@ -50,9 +50,12 @@ class Tap(DescriptorBackend):
         try:
             fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            raise OSError(
-                error.errno, f"{error.strerror}: the module tun of the kernel makes it (modprobe tun)", "/dev/net/tun"
-            ) from None
+            advice = {
+                errno.ENOENT: ": the module tun of the kernel makes it (modprobe tun)",
+                errno.ENODEV: ": the module tun of the kernel is not there (modprobe tun)",
+                errno.EACCES: ": where udev makes it, all may open it (chmod 666 /dev/net/tun)",
+            }.get(error.errno or 0, "")
+            raise OSError(error.errno, f"{error.strerror}{advice}", "/dev/net/tun") from None
         try:
             self.interface = _set_interface(fd, encoded)
             self._buffer = memoryview(bytearray(LONGEST_FRAME + 1))
