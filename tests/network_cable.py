@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import select
 import socket
+import threading
 from struct import pack
 
 from virtio_driver import FakeDriver
 
-__all__ = ["HEADER", "MAC", "NO_OFFLOAD", "arp_request", "frame", "framed", "serve", "unframed"]
+__all__ = ["HEADER", "MAC", "NO_OFFLOAD", "Inverter", "arp_request", "frame", "framed", "serve", "unframed"]
 
 MAC = bytes.fromhex("525400123456")
 HEADER = 12
@@ -60,3 +61,32 @@ def serve(driver: FakeDriver, wait: float = 0) -> None:
         if not due and not readable:
             return
     raise AssertionError("the device keeps the input thread busy")
+
+
+class Inverter(threading.Thread):
+    """A UDP server on the loopback interface that answers with all bits the other way round."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.port = self.socket.getsockname()[1]
+        self.lengths: list[int] = []
+
+    def __enter__(self) -> Inverter:
+        self.start()
+        return self
+
+    def run(self) -> None:
+        while True:
+            data, sender = self.socket.recvfrom(2000)
+            if not data:
+                return
+            self.lengths.append(len(data))
+            self.socket.sendto(bytes(byte ^ 0xFF for byte in data), sender)
+
+    def __exit__(self, *_: object) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ender:
+            ender.sendto(b"", ("127.0.0.1", self.port))
+        self.join()
+        self.socket.close()

@@ -7,7 +7,6 @@ import ipaddress
 import os
 import select
 import shutil
-import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from kvmpy.pytest_plugin.requirement import skip_or_fail
 from kvmpy.virtio import DatagramSocket, Feature, Passt, Tap, VirtioMmio, VirtioNet, datagram_pair
 from kvmpy.virtio import mmio_registers as reg
 from kvmpy.virtio.net_format import NetFeature
-from network_cable import MAC, arp_request
+from network_cable import MAC, Inverter, arp_request
 
 SOURCE = str(Path(__file__).with_name("virtio_net.c"))
 ADDRESS = 0xD000_0000
@@ -184,35 +183,6 @@ def passt() -> Passt:
         return Passt(arguments=["--ipv4-only"])
     except OSError as error:
         pytest.skip(f"{error}: the host has no network that passt could show")
-
-
-class Inverter(threading.Thread):
-    """A UDP server on the loopback interface that answers with all bits the other way round."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.socket.bind(("127.0.0.1", 0))
-        self.port = self.socket.getsockname()[1]
-        self.lengths: list[int] = []
-
-    def __enter__(self) -> Inverter:
-        self.start()
-        return self
-
-    def run(self) -> None:
-        while True:
-            data, sender = self.socket.recvfrom(2000)
-            if not data:
-                return
-            self.lengths.append(len(data))
-            self.socket.sendto(bytes(byte ^ 0xFF for byte in data), sender)
-
-    def __exit__(self, *_: object) -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ender:
-            ender.sendto(b"", ("127.0.0.1", self.port))
-        self.join()
-        self.socket.close()
 
 
 def test_a_guest_gets_an_address_from_passt_and_talks_to_a_server_of_the_host(passt: Passt) -> None:
