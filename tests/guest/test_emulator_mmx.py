@@ -87,6 +87,17 @@ def codes() -> dict[str, bytes]:
     return assemble_each(form for forms in FORMS.values() for form in forms)
 
 
+FAMILIES: dict[str, list[str]] = {}
+for name, forms in FORMS.items():
+    FAMILIES.setdefault(name[:4], []).extend(forms)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_processor_gives_the_same(states: Batch, codes: dict[str, bytes], family: str) -> None:
+    compare_forms(states, codes, FAMILIES[family])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMS)
-def test_the_processor_gives_the_same(states: Batch, codes: dict[str, bytes], name: str) -> None:
+def test_the_processor_gives_the_same_for_each(states: Batch, codes: dict[str, bytes], name: str) -> None:
     compare_forms(states, codes, FORMS[name])

@@ -80,7 +80,7 @@ def codes() -> dict[str, bytes]:
 
 FAMILIES: dict[str, list[str]] = {}
 for name, forms in FORMS.items():
-    FAMILIES.setdefault(name[:5], []).extend(forms)
+    FAMILIES.setdefault(name[:4], []).extend(forms)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
