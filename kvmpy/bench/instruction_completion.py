@@ -14,7 +14,7 @@ from kvmpy.x86 import long_mode
 
 __all__ = ["CODE", "INSTRUCTIONS", "SOURCE", "measure", "program", "row_name"]
 
-COMPLETIONS = 1000
+COMPLETIONS = 500
 _TARGET = Target(60)
 _SIZE = 0x20_0000
 _ENTRY, _STACK, _TABLES = 0x1000, 0x1_8000, 0x4_0000
@@ -80,7 +80,7 @@ def program(instruction: str) -> bytes:
 
 def measure(session: Session) -> list[Row]:
     """A row for each instruction that is done in software here; none where the processor or KVM does all of them."""
-    count, accesses = session.count(COMPLETIONS), session.count(ACCESSES)
+    count, accesses = session.count(COMPLETIONS), session.count(ACCESSES // 2)
     bare: dict[str, Sampler] = {}
     if session.has_c():
         loop, rom = session.contenders.program("exit_loop"), session.firmware("port write", accesses)
