@@ -44,6 +44,9 @@ KERNEL_GS_BASE = 0xC000_0102  # an MSR
 CS, SS, SELECTORS = 0, 120, (48, 0, 120, 24, 72, 96)  # ES, CS, SS, DS, FS, GS
 FS_BASE, GS_BASE, TR, GDTR, IDTR = 72, 96, 144, 192, 208
 CR0, CR2, CR3, CR4, CR8, INTERRUPTS, SREGS_END = 224, 232, 240, 248, 256, 280, 312
+NO_INTERRUPTS = bytes(SREGS_END - INTERRUPTS)
+"""What KVM is given as interrupt_bitmap: it keeps an interrupt on its way by itself, and KVM_RUN leaves the bits of
+those that were delivered in the area that it syncs."""
 
 
 class DirectContext(Protocol):

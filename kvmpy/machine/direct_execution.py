@@ -173,7 +173,10 @@ class DirectExecution(DirectWorld):
         dpl, is_64_bit = u8[SREGS_AT + CS + 16], u8[SREGS_AT + CS + 19]
         if dpl or not is_64_bit or page.u64[RFLAGS] & TF:
             return False
-        return not any(u8[SREGS_AT + INTERRUPTS : SREGS_AT + SREGS_END])
+        if any(u8[SREGS_AT + INTERRUPTS : SREGS_AT + SREGS_END]):
+            self.vcpu._sync.need_sregs()  # these may be bits of interrupts that were delivered long ago
+            return not any(u8[SREGS_AT + INTERRUPTS : SREGS_AT + SREGS_END])
+        return True
 
     def _on_its_way(self) -> bool:
         """Whether KVM has an event that the guest is to get next."""

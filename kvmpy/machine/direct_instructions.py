@@ -21,8 +21,10 @@ from kvmpy.machine.direct_context import (
     FS_BASE,
     GS_BASE,
     IF,
+    INTERRUPTS,
     KEPT,
     KERNEL_GS_BASE,
+    NO_INTERRUPTS,
     PAGE,
     RAX,
     RCX,
@@ -31,6 +33,7 @@ from kvmpy.machine.direct_context import (
     RSP,
     SELECTORS,
     SREGS_AT,
+    SREGS_END,
     TF,
 )  # fmt: skip
 from kvmpy.machine.direct_memory import Refused
@@ -263,6 +266,7 @@ class PrivilegedInstructions:
         page, context = self._vcpu.page, self._context
         for place in (FS_BASE, GS_BASE):
             page.u64[(SREGS_AT + place) // 8] = context.system(place)
+        page.u8[SREGS_AT + INTERRUPTS : SREGS_AT + SREGS_END] = NO_INTERRUPTS
         page.u64[DIRTY] |= SYNC_SREGS
 
     def _base(self, modrm: int) -> int:

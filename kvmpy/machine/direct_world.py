@@ -33,6 +33,7 @@ from kvmpy.machine.direct_context import (
     IOPL,
     JOBS,
     KERNEL_GS_BASE,
+    NO_INTERRUPTS,
     PAGE,
     PENDING,
     RCX,
@@ -210,7 +211,7 @@ class DirectWorld:
         struct.pack_into("<Q", regs, 48, rsp)
         struct.pack_into("<2Q", regs, 128, rip, self.inner(rflags))
         sregs = bytearray(self._guest)
-        sregs[INTERRUPTS:] = page.u8[SREGS_AT + INTERRUPTS : SREGS_AT + SREGS_END]
+        sregs[INTERRUPTS:] = NO_INTERRUPTS
         vcpu._sync.put(bytes(regs), bytes(sregs))
         self._masked = self._inside = False
         self.cells[PENDING] = len(self._held)
@@ -263,6 +264,7 @@ class DirectWorld:
         page = self.vcpu.page
         self._masked = priority == _HIGHEST
         page.u64[(SREGS_AT + CR8) // 8] = priority
+        page.u8[SREGS_AT + INTERRUPTS : SREGS_AT + SREGS_END] = NO_INTERRUPTS
         page.u64[DIRTY] |= SYNC_SREGS
 
     def _enter_guest(self) -> int:
