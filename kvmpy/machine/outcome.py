@@ -36,11 +36,12 @@ class Outcome:
 
     `exit` is the KVM exit that ended the run, and `vcpu` the id of the processor it came from, where there was one.
     `console` is what a kernel that panicked printed last (see `Machine.watch_for_panic`), or empty.
+    `completed` counts the instructions that KVM gave up on and that were done in software, by name.
     `report` explains a bad end: `print(outcome.report)`.
     """
 
     __match_args__ = ("end", "message", "code", "exit", "vcpu")
-    __slots__ = (*__match_args__, "console", "report")
+    __slots__ = (*__match_args__, "completed", "console", "report")
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class Outcome:
         self.exit = exit
         self.vcpu = vcpu
         self.console = console
+        self.completed: dict[str, int] = {}
         self.report: CrashReport | None = None
 
     @property

@@ -152,6 +152,8 @@ class Running(Inspection):
         if run.error is not None:
             raise run.error
         outcome = run.outcome or Outcome(End.STOPPED)
+        if any(runner.completion is not None for runner in self._runners):
+            outcome.completed = self.statistics().completed
         if self.crash_reports and outcome.end in CRASHES and outcome.report is None:
             outcome.report = self.crash_report(outcome)
         if check and not outcome.ok:

@@ -320,3 +320,13 @@ def test_x87_computes_in_32_bit_protected_mode() -> None:
     assert out[0x10:0x1A].hex(" ") == "b0 30 d3 f7 ef ee 5b f1 fd 3f"
     assert struct.unpack_from("<H", out, 0x20)[0] & 0x4500 == 0x100
     assert struct.unpack_from("<i", out, 0x28)[0] == 9
+
+
+def test_the_outcome_says_what_was_done_in_software() -> None:
+    with Machine(memory=2 * MIB, irqchip=False) as machine:
+        machine.load(FlatImage(assemble("popcnt eax, ecx; popcnt ecx, eax; hlt", bits=64), address=0x1000, mode="long"))
+        outcome = machine.run(timeout=20)
+        assert outcome.ok
+        # Nothing where the processor runs ring 0 itself.
+        assert outcome.completed in ({}, {"popcnt": 2})
+        assert outcome.completed == machine.statistics().completed
