@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from kvmpy.virtio.stream_socket import StreamSocket as StreamSocket
     from kvmpy.virtio.tap import Tap as Tap
     from kvmpy.virtio.virtqueue import Virtqueue as Virtqueue
+    from kvmpy.virtio.vsock import Vsock as Vsock
+    from kvmpy.virtio.vsock_listener import VsockListener as VsockListener
 
 _MODULE_OF = {
     "Block": "block",
@@ -46,6 +48,8 @@ _MODULE_OF = {
     "VirtioMmio": "mmio",
     "VirtioNet": "net",
     "Virtqueue": "virtqueue",
+    "Vsock": "vsock",
+    "VsockListener": "vsock_listener",
     "datagram_pair": "datagram_socket",
     "linux_parameters": "mmio",
 }
@@ -69,6 +73,8 @@ __all__ = [
     "VirtioMmio",
     "VirtioNet",
     "Virtqueue",
+    "Vsock",
+    "VsockListener",
     "datagram_pair",
     "linux_parameters",
 ]
