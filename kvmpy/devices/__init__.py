@@ -7,6 +7,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmpy.devices.acpi_pm import AcpiPm as AcpiPm
     from kvmpy.devices.acpi_pm import AcpiSleep as AcpiSleep
+    from kvmpy.devices.ata import AtaDisk as AtaDisk
     from kvmpy.devices.cmos import Cmos as Cmos
     from kvmpy.devices.console_output import ConsoleOutput as ConsoleOutput
     from kvmpy.devices.console_output import ExpectTimeout as ExpectTimeout
@@ -33,6 +34,7 @@ __all__ = [
     "I8042",
     "AcpiPm",
     "AcpiSleep",
+    "AtaDisk",
     "Board",
     "Cmos",
     "ConsoleOutput",
@@ -58,6 +60,7 @@ __all__ = [
 _MODULE_OF = {
     "AcpiPm": "acpi_pm",
     "AcpiSleep": "acpi_pm",
+    "AtaDisk": "ata",
     "Board": "device",
     "Cmos": "cmos",
     "ConsoleOutput": "console_output",

@@ -19,6 +19,7 @@ __all__ = [
 
 ReadHandler = Callable[[int, int], int]
 WriteHandler = Callable[[int, int, int], None]
+StringHandler = Callable[[int, int, int], bytes]
 
 
 class InterruptLine(Protocol):
@@ -111,14 +112,16 @@ class Region:
 
     `read(offset, size) -> int` and `write(offset, size, value)`; `offset` counts from `start`, plus `base`, the number
     that the device gives to the first byte of this region. `width` is the widest access, in bytes, that the device
-    takes at once: wider ones are split, lowest address first, as an ISA bus does.
+    takes at once: wider ones are split, lowest address first, as an ISA bus does. `read_string(offset, size, count)`,
+    if there is one, answers a string instruction (REP INS): the bytes of `count` reads, for the cost of one.
     """
 
-    __slots__ = ("base", "kind", "length", "name", "read", "start", "width", "write")
+    __slots__ = ("base", "kind", "length", "name", "read", "read_string", "start", "width", "write")
 
     def __init__(
         self, kind: str, start: int, length: int, name: str,
         read: ReadHandler | None, write: WriteHandler | None, *, base: int = 0, width: int = 8,
+        read_string: StringHandler | None = None,
     ) -> None:  # fmt: skip
         self.kind = kind  # "port" or "mmio"
         self.start = start
@@ -126,6 +129,7 @@ class Region:
         self.name = name
         self.read = read
         self.write = write
+        self.read_string = read_string
         self.base = base
         self.width = width
 

@@ -73,6 +73,9 @@ class RunLoop:
         """KVM_EXIT_* -> count, for what does not go through the tables."""
         self.settled_counts: dict[Place, int] = {}
         """Counts of resolved accesses whose table was dropped."""
+        self.without_exit = 0
+        """Of the accesses in `counts`, those that came without an exit of their own: further items of strings, and
+        queued writes; less the exits that are in no count, because nobody is there."""
         self.recent: deque[tuple[Place | None, Any]] = deque(maxlen=KEPT)
         """The last exits that were handled, for reports; see `kvmpy.machine.recent_exits`."""
 
@@ -185,6 +188,7 @@ class RunLoop:
         (self.ports if port else self.mmio).write(address, size, value)
         place = ("port" if port else "mmio", "write", address, size)
         self.settled_counts[place] = self.settled_counts.get(place, 0) + 1
+        self.without_exit += 1
         self.recent.append((place, value))
 
     def _port(self) -> None:
@@ -192,6 +196,8 @@ class RunLoop:
         page = self.vcpu.page
         key, start = page.u64[4], page.u64[5]
         out, size, port, count = key & 0xFF, key >> 8 & 0xFF, key >> 16 & 0xFFFF, key >> 32
+        if count > 1 and out != _OUT and self._read_string(port, size, start, count):
+            return
         for at in range(start + size * self.items_done, start + size * count, size):
             if out == _OUT:
                 value = int.from_bytes(page.u8[at : at + size], "little")
@@ -206,6 +212,20 @@ class RunLoop:
             self._resolve(self.port_accesses, key, self.ports, port, size, start, out == _OUT)
         else:
             self._count(self.ports, port, size, out == _OUT, count)
+
+    def _read_string(self, port: int, size: int, start: int, count: int) -> bool:
+        """Have a device that can do so answer all items of a string at once. False: it cannot, or has begun already."""
+        region = self.ports.whole(port, size)
+        if region is None or region.read_string is None or self.items_done:
+            return False
+        data = self.guard(region.read_string)(port - region.start + region.base, size, count)
+        try:
+            self.vcpu.page.u8[start : start + size * count] = data
+        except (TypeError, ValueError):
+            raise HandlerResultError(handler_name(region.read_string), data, size * count) from None
+        self.recent.append((("port", "read", port, size), int.from_bytes(data[-size:], "little")))
+        self._count(self.ports, port, size, False, count)
+        return True
 
     def _memory(self) -> None:
         """The same for a memory access."""
@@ -223,6 +243,8 @@ class RunLoop:
                 self._forget()
             table = self.memory_accesses.setdefault(kind, {})
             self._resolve(table, address, self.mmio, address, size, 40, bool(write))
+        else:
+            self.without_exit -= 1
 
     def _resolve(
         self, table: "dict[int, Access]", key: int, bus: Bus, address: int, size: int, start: int, write: bool
@@ -233,6 +255,7 @@ class RunLoop:
             self._count(bus, address, size, write)
             return
         if (handler := region.write if write else region.read) is None:
+            self.without_exit -= 1
             return
         if key not in table:
             page = self.vcpu.page
@@ -245,11 +268,13 @@ class RunLoop:
 
     def _count(self, bus: Bus, address: int, size: int, write: bool, times: int = 1) -> None:
         """Count what no table does: strings, and what several devices answer, as accesses where they begin."""
+        self.without_exit -= 1
         region = bus.find(address)
         if region is not None and (region.write if write else region.read) is not None:
             place, counts = (bus.kind, "write" if write else "read", address, size), self.settled_counts
             if len(counts) < _MAX_ACCESSES or place in counts:
                 counts[place] = counts.get(place, 0) + times
+                self.without_exit += times
 
     def forget_old_handlers(self) -> None:
         """Drop resolved handlers when devices have come or gone."""
@@ -260,7 +285,9 @@ class RunLoop:
 
     def _forget(self) -> None:
         # The first that were seen stay listed: a guest that scans a large device must not fill the host's memory.
-        self.settled_counts = dict(islice(self.counts().items(), _MAX_ACCESSES))
+        counts = self.counts()
+        self.settled_counts = dict(islice(counts.items(), _MAX_ACCESSES))
+        self.without_exit -= sum(counts.values()) - sum(self.settled_counts.values())
         self.port_accesses.clear()
         self.memory_accesses.clear()
         self._resolved = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from kvmpy.devices import (
     I8042,
     AcpiPm,
     AcpiSleep,
+    AtaDisk,
     Cmos,
     DebugConsole,
     DebugExit,
@@ -70,6 +72,30 @@ class FwCfgWithRam(FwCfg):
         super().__init__(cpus=2, ram_size=1 << 27, e820=[(0, 1 << 27, 1)], boot_order=["/rom@x"], memory=self.ram)
 
 
+class AtaDiskInMemory(AtaDisk):
+    """Eight sectors that are gone with it."""
+
+    SIZE = 8 * 512
+
+    def __init__(self) -> None:
+        fd = os.memfd_create("disk")
+        os.write(fd, bytes(range(256)) * (self.SIZE // 256))
+        super().__init__(f"/proc/self/fd/{fd}")
+        self.copy = fd
+
+    def __del__(self) -> None:
+        os.close(self.copy)
+        self.close()
+
+    @property
+    def content(self) -> bytes:
+        return os.pread(self.copy, self.SIZE, 0)
+
+    @content.setter
+    def content(self, content: bytes) -> None:
+        os.pwrite(self.copy, content, 0)
+
+
 def fw_cfg(clock: Clock) -> Device:
     device = FwCfgWithRam()
     device.add_file("opt/test", bytes(range(50)))
@@ -84,6 +110,7 @@ DEVICES: dict[str, Callable[[Clock], Device]] = {
     "PvPanic": lambda clock: PvPanic(),
     "HypercallChannel": lambda clock: HypercallChannel(),
     "I8042": lambda clock: I8042(),
+    "AtaDisk": lambda clock: AtaDiskInMemory(),
     "Cmos": lambda clock: Cmos(now=clock.seconds, memory_below_4g=1 << 30),
     "Pit8254": lambda clock: Pit8254(now=clock.nanoseconds),
     "AcpiPm": lambda clock: AcpiPm(now=clock.nanoseconds),
@@ -99,6 +126,8 @@ VALUES = st.one_of(
     st.integers(0, 0xFFFF),
     st.integers(0, (1 << 64) - 1),
     # a configuration address of the host bridge; a DMA descriptor's address, as the guest stores it
+    # commands of a disk, and numbers of sectors that it has
+    st.sampled_from([0x20, 0x30, 0xC4, 0xC5, 0xC6, 0xE7, 0xEC, 0xEF, 0, 1, 2, 4]),
     st.sampled_from([0x8000_0000, 0x8000_0058, 0x8000_003C, 0x0010_0000, 0x00FF_0000, 0x1900, 0x1980]),
 )
 # (write?, which of the device's own offsets, offset if it is to be any, size, value, time step)
@@ -191,6 +220,8 @@ def test_restored_device_behaves_as_the_original(kind: str, before: list[Access]
     copy.clock.ns = original.clock.ns
     if isinstance(original.device, FwCfgWithRam) and isinstance(copy.device, FwCfgWithRam):
         copy.device.ram.content[:] = original.device.ram.content  # RAM is saved by others
+    if isinstance(original.device, AtaDiskInMemory) and isinstance(copy.device, AtaDiskInMemory):
+        copy.device.content = original.device.content  # so are images
     copy.device.restore(original.device.state())
     assert [line.level for line in copy.board.lines.values()] == [line.level for line in original.board.lines.values()]
     original.board.ended.clear()
