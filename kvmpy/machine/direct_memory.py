@@ -30,6 +30,8 @@ and within reach of its relative jumps."""
 SIZE = 64 << 20
 _ROOT, _PDPT, _PD = 5, 6, 7
 _FLAGS, _LOW, _STAND_INS, _FIRST_TABLE, _FIRST_COPY = 10, 11, 512, 1024, 8192
+_WRITES_BESIDE = 300
+"""After so many writes of code to its own page, which take a step and a new copy each, KVM runs it better."""
 _SELECTOR_CHANGES = 4  # an even number: it ends with reading none
 _PAGES = SIZE // _PAGE
 _BACK = 96
@@ -73,6 +75,8 @@ class DirectMemory(GuestTables):
         self.codes: dict[int, Code] = {}
         """By frame."""
         self._selector_changes = 0
+        self._writes_beside: dict[int, int] = {}
+        """Frame -> how often code in it has written to it."""
         self._removed: list[int] = []
         self.written: int | None = None
         """A frame of code that the instruction writes to which was refused last."""
@@ -120,6 +124,7 @@ class DirectMemory(GuestTables):
                 running = self._mappings.get(rip >> 12)
                 if running is not None and running.frame == frame:
                     self.written = frame
+                    self._writes_beside[frame] = self._writes_beside.get(frame, 0) + 1
                     raise Refused("code that writes to its own page")
                 self.forget_code(frame)
             self._map(page, frame, _RW, tables)
@@ -221,6 +226,8 @@ class DirectMemory(GuestTables):
     def _execute(self, page: int, frame: int, tables: tuple[int, ...], entry: int | None) -> None:
         code = self.codes.get(frame)
         if code is None:
+            if self._writes_beside.get(frame, 0) > _WRITES_BESIDE:
+                raise Refused("code with data beside it")
             code = self._copy(page, frame, entry)
             for other in [p for p in self._by_frame.get(frame, ()) if self._mappings[p].entry & _RW]:
                 self.remove(other)  # what writes there shall come here first

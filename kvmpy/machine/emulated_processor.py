@@ -79,6 +79,9 @@ class _ReadOnce:
 
     def __setattr__(self, name: str, value: object) -> None:
         setattr(self._live, name, value)
+        # KVM keeps an interrupt that is on its way. What it leaves in the area that KVM_RUN syncs may be of one that was
+        # delivered long ago, and must not come again.
+        self._live.interrupt = None
         self.__dict__[name] = value
 
     _live: LiveSystemRegisters
@@ -254,6 +257,7 @@ class InstructionCompletion:
         vcpu = self._vcpu
         if event.vector == PAGE_FAULT and event.address is not None:
             vcpu.sregs.cr2 = event.address
+            vcpu.sregs.interrupt = None  # see _ReadOnce
         events = vcpu.get_events()
         if event.kind is EventKind.SOFTWARE_INTERRUPT:
             events.interrupt.injected = 1

@@ -149,6 +149,7 @@ class Ring3Entry:
         flat = 0xFFFF_FFFF
         sregs.cs = Segment(selector, 0, flat, type=11, l=1, g=1)
         sregs.ss = Segment(selector + 8, 0, flat, type=3, db=1, g=1)
+        sregs.interrupt = None  # KVM keeps what is on its way; here may be what was delivered long ago
 
     def _interrupt(self, cpu: EmulatedProcessor) -> bool:
         """INT n, if that is at the RIP that the undefined-opcode exception saved."""
@@ -162,6 +163,7 @@ class Ring3Entry:
         state = vcpu.cpu_state()
         sregs = state.sregs
         sregs.cs, sregs.ss = self._segment(cpu, cs), self._segment(cpu, ss)
+        sregs.interrupt = None  # as in _enter_ring_0
         state.regs.rip, state.regs.rsp, state.regs.rflags = rip, user_rsp, rflags & ~_RF
         delivered = deliver(vcpu.vm.memory, state, Event.software_interrupt(code[1]))
         if not isinstance(delivered, Delivered):
