@@ -173,6 +173,7 @@ def test_iret_of_a_less_privileged_ring_changes_neither_iopl_nor_if() -> None:
         (selector(0x18), 0, (GP, selector(0x18))),  # RPL 0, DPL 3
         (selector(0x30), 0, (NP, selector(0x30))),
         (selector(0x48, 3), selector(0x20, 3), (GP, 0)),  # EIP beyond the limit
+        (selector(0x48, 3), selector(0x10, 3), (GP, selector(0x10))),  # SS is judged before it
         (selector(0x18, 3), 0, (GP, 0)),
         (selector(0x18, 3), 3, (GP, 0)),
         (selector(0x18, 3), 0x1FB, (GP, 0x1F8)),

@@ -48,7 +48,7 @@ class _Descriptor:
         return segment.replace(type=segment.type | _ACCESSED)
 
 
-def _code(op: Operands, selector: int, target: int) -> _Descriptor:
+def _code(op: Operands, selector: int) -> _Descriptor:
     """The code segment to return to, judged: its RPL is the ring that it will be."""
     rpl, error = selector & 3, selector & 0xFFFC
     if not error:
@@ -66,12 +66,17 @@ def _code(op: Operands, selector: int, target: int) -> _Descriptor:
         raise GuestException.of(_GP, error)
     if not segment.present:
         raise GuestException.of(_NP, error)
-    if long_mode and segment.l:
-        if target >> 47 not in (0, 0x1FFFF):
-            raise GuestException.of(_GP, 0)
-    elif target > segment.limit:
-        raise GuestException.of(_GP, 0)
     return found
+
+
+def _check_target(op: Operands, segment: Segment, target: int) -> None:
+    """The address to return to: within the limit, or canonical."""
+    if segment.l and op.cpu.sregs.efer & _LMA:
+        outside = target >> 47 not in (0, 0x1FFFF)
+    else:
+        outside = target > segment.limit
+    if outside:
+        raise GuestException.of(_GP, 0)
 
 
 def _outer_stack(op: Operands, selector: int, code: Segment) -> _Descriptor | None:
@@ -97,10 +102,11 @@ def _leave(op: Operands, stack: Stack, selector: int, target: int, *, taken: int
     For an outer ring its stack pointer and SS follow on the stack, and `released` bytes go from that stack, too.
     """
     sregs = op.cpu.sregs
-    code = _code(op, selector, target)
+    code = _code(op, selector)
     ring = selector & 3
     taken_bytes = taken * stack.size + released
     if ring == op.cpl:
+        _check_target(op, code.segment, target)
         sregs.cs = code.loaded()
         stack.drop(taken_bytes)
         op.target = target
@@ -108,6 +114,7 @@ def _leave(op: Operands, stack: Stack, selector: int, target: int, *, taken: int
     pointer = stack.read(stack.top + taken_bytes)
     stack_selector = stack.read(stack.top + taken_bytes + stack.size) & 0xFFFF
     outer = _outer_stack(op, stack_selector, code.segment)
+    _check_target(op, code.segment, target)  # last (SDM vol. 2, IRET)
     sregs.cs = code.loaded()
     sregs.ss = NULL.replace(selector=stack_selector, s=1, type=3, dpl=ring) if outer is None else outer.loaded()
     wide = bool(sregs.cs.l and sregs.efer & _LMA)
