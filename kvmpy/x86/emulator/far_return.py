@@ -71,11 +71,8 @@ def _code(op: Operands, selector: int) -> _Descriptor:
 
 def _check_target(op: Operands, segment: Segment, target: int) -> None:
     """The address to return to: within the limit, or canonical."""
-    if segment.l and op.cpu.sregs.efer & _LMA:
-        outside = target >> 47 not in (0, 0x1FFFF)
-    else:
-        outside = target > segment.limit
-    if outside:
+    wide = segment.l and op.cpu.sregs.efer & _LMA
+    if target >> 47 not in (0, 0x1FFFF) if wide else target > segment.limit:
         raise GuestException.of(_GP, 0)
 
 
