@@ -79,8 +79,8 @@ class _ReadOnce:
 
     def __setattr__(self, name: str, value: object) -> None:
         setattr(self._live, name, value)
-        # KVM keeps an interrupt that is on its way. What it leaves in the area that KVM_RUN syncs may be of one that was
-        # delivered long ago, and must not come again.
+        # KVM keeps an interrupt that is on its way. What it leaves in the area that KVM_RUN syncs may be of one that
+        # was delivered long ago, and must not come again.
         self._live.interrupt = None
         self.__dict__[name] = value
 

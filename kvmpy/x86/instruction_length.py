@@ -90,15 +90,20 @@ def length_and_kind(code: bytes, at: int) -> tuple[int, bool]:
     wide = False
     byte = code[at]
     repeat = 0
-    while byte in _PREFIXES:
-        if byte == 0x66:
-            small = True
-        elif byte >= 0xF2:
-            repeat = byte
-        at += 1
-        byte = code[at]
-    if byte & 0xF0 == 0x40:
-        wide = byte & 8 != 0
+    short_address = False
+    while True:
+        if byte in _PREFIXES:
+            if byte == 0x66:
+                small = True
+            elif byte == 0x67:
+                short_address = True
+            elif byte >= 0xF2:
+                repeat = byte
+            wide = False  # a REX before another prefix does not count
+        elif byte & 0xF0 == 0x40:
+            wide = byte & 8 != 0
+        else:
+            break
         at += 1
         byte = code[at]
     sensitive = False
@@ -118,6 +123,8 @@ def length_and_kind(code: bytes, at: int) -> tuple[int, bool]:
             if byte == 0x01:
                 # SMSW and LMSW; VMCALL, VMMCALL, XGETBV; RDTSCP
                 sensitive = modrm >> 3 & 7 in (4, 6) or modrm in (0xC1, 0xD0, 0xD9, 0xF9)
+            elif 0x20 <= byte <= 0x23:
+                return at + 2 - start, False  # to and from control and debug registers: never memory
             elif byte == 0xC7:
                 sensitive = repeat == 0xF3 and modrm >= 0xF8  # RDPID
             elif byte == 0xAE:
@@ -147,7 +154,7 @@ def length_and_kind(code: bytes, at: int) -> tuple[int, bool]:
         if byte & 0xF8 == 0xB8 and wide:
             return at + 9 - start, False
         if byte & 0xFC == 0xA0:
-            return at + 9 - start, False
+            return at + (5 if short_address else 9) - start, False
         if byte & 0xFE == 0xF6 and code[at + 1] & 0x38 < 0x10:
             flags |= _IMM8 if byte == 0xF6 else _IMMZ
         elif byte == 0xFF:
