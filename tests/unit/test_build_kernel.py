@@ -1,4 +1,4 @@
-"""scripts/build-kernel with an apt and a make of our own: when it builds, what it prints, what it says when it cannot."""
+"""scripts/build-kernel with an apt and a make of our own: when it builds, what it prints, what it says if it cannot."""
 
 import hashlib
 import os
