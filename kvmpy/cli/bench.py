@@ -12,6 +12,7 @@ import time
 
 from kvmpy.bench.report import as_data, as_markdown, as_text
 from kvmpy.bench.suite import BENCHMARKS, WITHOUT_KVM, run_benchmarks
+from kvmpy.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,11 +35,18 @@ EPILOG = """benchmarks, for --only:
   registers  reading registers in a handler, with SYNC_REGS and without
   completion instructions that KVM gives up on, done in software, beside a bare exit
 
-It takes about a minute, two where KVM runs guests in software. The machine should have nothing else to do."""
+It takes about a minute, two where KVM runs guests in software. The machine should have nothing else to do.
+
+`kvmpy bench ways` is another thing: one guest program, the same work in three ways, with exits counted exactly. It
+needs gcc and binutils, and takes some seconds; docs/three-ways.md explains what it shows."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line of `kvmpy bench`."""
+    parser.add_argument(
+        "what", nargs="?", choices=["ways"],
+        help="ways: the same work by emulated hardware, by paravirtual devices and cooperatively; exits, time, bytes",
+    )  # fmt: skip
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print all samples as JSON")
     output.add_argument("--markdown", action="store_true", help="print a Markdown table")
@@ -50,11 +58,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rounds", type=_rounds, default=15, metavar="N",
         help=f"how often the contenders take turns (default 15, at least {FEWEST_ROUNDS})",
     )  # fmt: skip
+    parser.add_argument(
+        "--plot", metavar="FILE", help="ways: draw them into FILE, an .svg or .png (needs matplotlib, extra `plot`)"
+    )
     parser.add_argument("--no-qemu", action="store_true", help="do not compare with QEMU")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print. Raises KvmUnavailableError when a benchmark needs /dev/kvm and there is none."""
+    if args.what == "ways":
+        return _ways(args)
+    if args.plot:
+        raise UsageError("--plot is for `kvmpy bench ways`")
     names = [name for name in BENCHMARKS if not args.only or name in args.only]
     if not WITHOUT_KVM.issuperset(names):
         from kvmpy.kvm import Kvm
@@ -68,6 +83,25 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(as_data(results), indent=2))
     else:
         print(as_markdown(results) if args.markdown else as_text(results))
+    return 0
+
+
+def _ways(args: argparse.Namespace) -> int:
+    from kvmpy.bench import ways, ways_report
+    from kvmpy.kvm import Kvm
+
+    if args.markdown or args.only:
+        raise UsageError("--markdown and --only are not for `kvmpy bench ways`")
+    if args.plot and not args.plot.lower().endswith(ways_report.FORMATS):
+        raise UsageError(f"a plot is an {' or '.join(ways_report.FORMATS)} file, not {args.plot}")
+    with Kvm():
+        pass
+    progress = _Progress(len(ways.WAYS))
+    results = ways.three_ways(began=progress.began)
+    progress.end()
+    print(json.dumps(ways.as_data(results), indent=2) if args.json else ways_report.as_text(results))
+    if args.plot:
+        ways_report.draw(results, args.plot)
     return 0
 
 

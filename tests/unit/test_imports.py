@@ -38,7 +38,7 @@ ARROWS: dict[str, set[str]] = {
     "debug": CORE | {"machine"},
     "snapshot": CORE | {"machine"},
     "sandbox": CORE | {"machine"},
-    "bench": CORE | {"machine", "debug", "snapshot", "sandbox", "kvmpy"},
+    "bench": CORE | {"machine", "debug", "snapshot", "sandbox", "kvmpy", "guest"},
     "cli": CORE | {"machine", "debug", "snapshot", "sandbox", "kvmpy", "bench"},
     "pytest_plugin": CORE | {"machine", "debug", "snapshot", "sandbox", "kvmpy", "guest"},
     # kvmpy/__init__.py resolves the public names on demand.
@@ -61,6 +61,7 @@ DOORS: dict[str, set[str]] = {"kvmpy.machine.inspection": {"debug"}}
 
 OPTIONAL_PACKAGES = {
     "pytest_plugin": {"pytest"}, "boot": {"lz4", "zstandard"}, "guest": {"elftools"}, "debug": {"capstone"},
+    "bench": {"matplotlib"},
 }  # fmt: skip
 """Packages outside the standard library, by the layer that may import them. elftools is the one dependency."""
 
