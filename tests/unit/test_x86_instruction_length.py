@@ -48,7 +48,7 @@ def test_random_bytes_are_as_long_as_a_disassembler_finds() -> None:
         code = prefix + chance.randbytes(14)
         found = next(disassembler.disasm_lite(code, 0), None)
         length = length_and_kind(code, 0)[0]
-        # UD0 and UD1 have operands or not, and 0F 8x with 66 is of AMD's or Intel's kind; that RET is the disassembler's.
+        # UD0 and UD1 have operands or not, 0F 8x with 66 is of AMD's or Intel's kind; RET is the disassembler's fault.
         if found is None or not length or found[2] in ("ud0", "ud1", "ret") or found[2][0] == "j":
             continue
         assert length == found[1], f"{code.hex(' ')}: {found[2]} {found[3]}"
