@@ -1,0 +1,149 @@
+"""The kernel of scripts/build-kernel: a session at its console, with one processor and with more; gdb; a profile.
+
+What a host without VT-x or AMD-V has to be helped with on the way: instructions that KVM's emulator does not know,
+SYSCALL, and vector registers over context switches.
+"""
+
+import hashlib
+import random
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gdb_remote import gdb_command
+from kvmpy import End
+from kvmpy.debug.gdb.server import GdbServer
+from kvmpy.debug.symbols import SymbolTable
+from linux_session import LinuxSession, small_kernel
+
+pytestmark = [pytest.mark.kvm, pytest.mark.linux, pytest.mark.slow]
+
+BOOT_SECONDS = 480
+"""Twenty seconds on a computer with nothing else to do; others may be at work."""
+COMMAND_SECONDS = 120
+VECTOR_STATE = Path(__file__).with_name("vector_state.c")
+STREAM = random.Random(4).randbytes(300_000)
+ROUNDS = 60
+SUM = "1.644933828429693"
+"""What vector_state prints on any processor: IEEE 754 leaves no choice."""
+
+
+@pytest.fixture
+def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Tells whoever watches the tests how far the guest is."""
+    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+
+    def write(line: str) -> None:
+        if reporter is not None and reporter.verbosity >= 0:
+            reporter.ensure_newline()
+            reporter.write(f"    | {line}\n", flush=True)
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def vector_state(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """tests/linux/vector_state.c as a static program."""
+    if shutil.which("gcc") is None:
+        pytest.skip("needs `gcc` (Debian package gcc)")
+    program = tmp_path_factory.mktemp("vector_state") / "vector_state"
+    subprocess.run(["gcc", "-O2", "-mavx", "-static", "-Wall", "-Werror", "-o", program, VECTOR_STATE], check=True)
+    return program.read_bytes()
+
+
+@pytest.mark.deadline(BOOT_SECONDS + 8 * COMMAND_SECONDS)
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_a_session_at_the_console_works_and_ends_with_the_power_off(
+    vcpus: int, vector_state: bytes, say: Callable[[str], None]
+) -> None:
+    files = {"bin/vector_state": vector_state, "stream": STREAM}
+    with LinuxSession(small_kernel(), vcpus=vcpus, files=files, say=say) as session:
+        said = session.boot(BOOT_SECONDS)
+        say(f"{session.seconds_to_init:.1f} s to the first program, {vcpus} vCPUs")
+        assert "Linux version 6.1." in said
+        assert "BUG:" not in said
+        assert "WARNING:" not in said
+
+        def type_in(command: str) -> str:
+            return session.run(command, COMMAND_SECONDS)
+
+        assert re.match(r"Linux \(none\) 6\.1\.\d+ #\d+ SMP .* x86_64 GNU/Linux\n$", type_in("uname -a"))
+
+        cpuinfo = type_in("cat /proc/cpuinfo")
+        assert re.findall(r"^processor\s*: (\d+)$", cpuinfo, re.MULTILINE) == [str(n) for n in range(vcpus)]
+        for flags in re.findall(r"^flags\s*: (.*)$", cpuinfo, re.MULTILINE):
+            assert {"fpu", "sse2", "avx", "xsave", "hypervisor"} <= set(flags.split())
+
+        assert type_in("(echo one; seq 2 200) | grep 7 | sort -n | tail -n 1") == "197\n"
+
+        assert type_in("cat /stream | md5sum") == f"{hashlib.md5(STREAM).hexdigest()}  -\n"
+
+        # Two at once on one processor, which yield to each other with all vector registers full.
+        answer = type_in(f"taskset 1 vector_state 1 {ROUNDS} & taskset 1 vector_state 2 {ROUNDS}; wait")
+        results = re.findall(r"^(\d) ok, (\d+) switches, sum ([\d.]+)$", answer, re.MULTILINE)
+        assert sorted((seed, total) for seed, _, total in results) == [("1", SUM), ("2", SUM)], answer
+        assert all(int(switches) >= ROUNDS // 2 for _, switches, _ in results)
+
+        outcome = session.power_off(COMMAND_SECONDS)
+        assert outcome.end is End.SHUTDOWN, outcome
+        assert outcome.ok
+
+
+@pytest.mark.deadline(BOOT_SECONDS + 2 * COMMAND_SECONDS)
+def test_four_processors_come_up(say: Callable[[str], None]) -> None:
+    with LinuxSession(small_kernel("bzImage"), vcpus=4, say=say) as session:
+        assert "smp: Brought up 1 node, 4 CPUs" in session.boot(BOOT_SECONDS)
+        assert session.run("nproc", COMMAND_SECONDS) == "4\n"
+        assert session.power_off(COMMAND_SECONDS).end is End.SHUTDOWN
+
+
+@pytest.mark.deadline(BOOT_SECONDS)
+def test_gdb_breaks_in_start_kernel_steps_prints_and_goes_on(say: Callable[[str], None]) -> None:
+    vmlinux = small_kernel()
+    with LinuxSession(vmlinux, say=say) as session:
+        session.load()
+        with GdbServer(session.machine, wait=True) as server:
+            session.machine.start()
+            command = gdb_command(
+                server.address, "hbreak start_kernel", "continue", "info registers rip", "backtrace 1",
+                "print command_line", "next", "next", "print init_task.comm", "print/x init_task.pid",
+                "stepi", "ptype struct list_head", "delete", "hbreak rest_init", "continue", "print saved_command_line",
+                "print nr_cpu_ids", "delete", "detach", program=vmlinux,
+            )  # fmt: skip
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                timeout=BOOT_SECONDS, check=False,
+            )  # fmt: skip
+            said = done.stdout
+            assert re.search(
+                r"^(Hardware assisted b|B)reakpoint 1, start_kernel \(\) at .*init/main\.c:\d+$", said, re.M
+            ), said
+            assert "#0  start_kernel ()" in said
+            assert '$2 = "swapper' in said
+            assert "$3 = 0x0\n" in said
+            assert "struct list_head *next;" in said
+            assert re.search(r"reakpoint 2, (0x[0-9a-f]+ in )?rest_init \(", said), said
+            assert re.search(r'^\$4 = 0x[0-9a-f]+ ".*console=ttyS0"$', said, re.MULTILINE), said
+            assert "$5 = 1\n" in said
+            session._expect("userspace reached", BOOT_SECONDS)  # it goes on without gdb
+        session.machine.stop()
+
+
+@pytest.mark.deadline(BOOT_SECONDS)
+def test_a_profile_shows_which_functions_of_the_kernel_take_the_time(say: Callable[[str], None]) -> None:
+    with LinuxSession(small_kernel("bzImage"), say=say) as session:
+        session.load()
+        symbols = SymbolTable.from_system_map(small_kernel("System.map"))
+        with session.machine.profile(symbols=symbols) as profile:
+            session.start(BOOT_SECONDS)
+            session.machine.stop()
+    for line in profile.text(12).splitlines():
+        say(line)
+    kernel = [each for each in profile.functions() if not each.name.startswith("(")]
+    assert sum(each.share for each in kernel) > 0.5
+    assert all(each.name in symbols for each in kernel[:10])
+    assert 0 < profile.python_share < 1
