@@ -70,25 +70,27 @@ def draw(results: Results, path: str | os.PathLike[str]) -> None:
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1)
     figure.suptitle("The same work in three ways")
-    _bars(above, {way: [results[way][name].exits for name in WORKLOADS] for way in WAYS}, 1, ",.0f")
+    _bars(above, {way: [results[way][name].exits for name in WORKLOADS] for way in WAYS}, 0.7)
     above.set_ylabel("exits (logarithmic)")
     above.legend(WAYS, ncols=len(WAYS), loc="upper center", bbox_to_anchor=(0.5, 1.14), frameon=False)
     seconds = {way: [results[way][name].seconds * 1e3 for name in WORKLOADS] for way in WAYS}
-    _bars(below, seconds, min(min(row) for row in seconds.values()) / 2, ".3g")
+    _bars(below, seconds, min(min(row) for row in seconds.values()) / 2)
     below.set_ylabel("milliseconds (logarithmic)")
     figure.savefig(path, format=kind[1:], dpi=120)
 
 
-def _bars(axes: Any, rows: dict[str, list[float]], floor: float, form: str) -> None:
-    """Groups of bars on a logarithmic scale, with their values on them; 0 has no bar but a value."""
+def _bars(axes: Any, rows: dict[str, list[float]], bottom: float) -> None:
+    """Groups of bars on a logarithmic scale, with their values above them; 0 has no bar but a value."""
     width = 0.27
     for number, way in enumerate(WAYS):
         places = [index + (number - 1) * width for index in range(len(WORKLOADS))]
-        bars = axes.bar(
-            places, [max(value, floor / 2) for value in rows[way]], width * 0.94, bottom=0, color=_COLOURS[number]
-        )  # fmt: skip
-        axes.bar_label(bars, [format(value, form) for value in rows[way]], fontsize=8, padding=1)
+        axes.bar(places, [max(value, bottom / 2) for value in rows[way]], width * 0.94, color=_COLOURS[number])
+        for place, value in zip(places, rows[way], strict=True):
+            text = f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+            axes.annotate(
+                text, (place, max(value, bottom)), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=8
+            )
     axes.set_yscale("log")
-    axes.set_ylim(bottom=floor * 0.7, top=max(max(row) for row in rows.values()) * 6)
+    axes.set_ylim(bottom, max(max(row) for row in rows.values()) * 4 + bottom)
     axes.set_xticks(range(len(WORKLOADS)), [_TITLES[name] for name in WORKLOADS])
     axes.spines[["top", "right"]].set_visible(False)
