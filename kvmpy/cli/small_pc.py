@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kvmpy.cli.cpu_option import HELP, cpu
 from kvmpy.cli.net_option import add_net_arguments, plug_in_network
 from kvmpy.cli.quantities import address, count, size
+from kvmpy.cli.virtio_options import add_virtio_arguments, plug_in_virtio
 from kvmpy.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def add_machine_arguments(parser: argparse.ArgumentParser, memory: int = 16 << 2
         "--cpus", type=count, default=1, metavar="N", help="processors; all but the first wait for INIT and SIPI"
     )
     machine.add_argument("--cpu", type=cpu, default="host", metavar="TEMPLATE", help=f"what they are: {HELP}")
+    add_virtio_arguments(machine)
     add_net_arguments(machine)
     machine.add_argument("--device", default="/dev/kvm", metavar="PATH", help="KVM's device (default /dev/kvm)")
     machine.add_argument(
@@ -132,6 +134,7 @@ class SmallPc:
 
                 # Not by default: what SeaBIOS says on COM1 it says here too, and the two would be mixed.
                 pc.add(DebugConsole(0x402, sink=debug_sink, queued=True))
+            plug_in_virtio(args, pc)
             plug_in_network(args, pc)
             self.load()
             self._stack = stack.pop_all()
