@@ -27,6 +27,8 @@ EPILOG = """benchmarks, for --only:
   exits      cost of a port or memory access that a device in Python answers
   python     of that, Python's own part: the run loop over a stub in place of KVM_RUN (needs no /dev/kvm)
   serial     16550 output per character
+  virtio     exits and time of requests to a virtio device, one by one and in batches
+  disk       reads from a virtio disk
   start      the whole process `python hello.py`, and the import
   boot       SeaBIOS and a Multiboot kernel, from the command to what they print
   lifecycle  VMs created, run to the first exit and closed, a second

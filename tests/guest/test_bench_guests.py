@@ -113,7 +113,9 @@ def test_a_benchmark_measures_something(name: str) -> None:
     assert rows or name == "completion"  # where the processor runs ring 0, nothing is done in software
     for row in rows:
         assert row.samples.values
-        if "adds" not in row.name and name != "memory":
+        if row.unit == "exits":  # requests may need none: tests/guest/test_bench_virtio.py
+            assert row.samples.low >= 0
+        elif "adds" not in row.name and name != "memory":
             assert row.samples.low > 0
         if shutil.which("gcc") and name in ("exits", "lifecycle", "kicks"):
             assert "C loop" in [comparison.contender for comparison in row.comparisons]
