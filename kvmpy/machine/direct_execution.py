@@ -32,8 +32,10 @@ from kvmpy.machine.direct_context import (
     RFLAGS,
     RIP,
     RSP,
+    SELECTORS,
     SREGS_AT,
     SREGS_END,
+    SS,
     TF,
 )  # fmt: skip
 from kvmpy.machine.direct_instructions import PrivilegedInstructions
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 __all__ = ["DirectExecution", "direct_execution"]
 
 _BP, _UD, _GP, _PF = 3, 6, 13, 14
+_DATA_SELECTORS = [(SREGS_AT + place + 12) // 2 for place in SELECTORS if place not in (CS, SS)]
+"""Cells of 16 bits of the run page."""
 _INT3 = 0xCC
 _AT_ONCE = 8
 _WAY_OUT = 2
@@ -175,8 +179,9 @@ class DirectExecution(DirectWorld):
             return False
         if any(u8[SREGS_AT + INTERRUPTS : SREGS_AT + SREGS_END]):
             self.vcpu._sync.need_sregs()  # these may be bits of interrupts that were delivered long ago
-            return not any(u8[SREGS_AT + INTERRUPTS : SREGS_AT + SREGS_END])
-        return True
+            if any(u8[SREGS_AT + INTERRUPTS : SREGS_AT + SREGS_END]):
+                return False
+        return self.memory.fits_selectors(not any(page.u16[place] for place in _DATA_SELECTORS))
 
     def _on_its_way(self) -> bool:
         """Whether KVM has an event that the guest is to get next."""

@@ -32,7 +32,7 @@ _ROOT, _PDPT, _PD = 5, 6, 7
 _FLAGS, _LOW, _STAND_INS, _FIRST_TABLE, _FIRST_COPY = 10, 11, 512, 1024, 8192
 _WRITES_BESIDE = 300
 """After so many writes of code to its own page, which take a step and a new copy each, KVM runs it better."""
-_SELECTOR_CHANGES = 4  # an even number: it ends with reading none
+_OTHER_SELECTORS = 100
 _PAGES = SIZE // _PAGE
 _BACK = 96
 """Bytes before a page from which on its instructions are found: sequences of instructions fall into step quickly."""
@@ -74,7 +74,8 @@ class DirectMemory(GuestTables):
         self._free_copies = list(range(_PAGES - 1, _FIRST_COPY - 1, -1))
         self.codes: dict[int, Code] = {}
         """By frame."""
-        self._selector_changes = 0
+        self._saw_null_selectors = self._null_selectors = False
+        self._other_selectors = 0
         self._writes_beside: dict[int, int] = {}
         """Frame -> how often code in it has written to it."""
         self._removed: list[int] = []
@@ -287,15 +288,29 @@ class DirectMemory(GuestTables):
         self._free_copies.append(code.slot)
         self.stand_ins.release(code)
 
-    def use_null_selectors(self, null: bool) -> None:
-        """Whether code may read DS, ES, FS and GS as ring 3 does, which finds 0. After a few changes it never may."""
-        stand_ins = self.stand_ins
-        if null == stand_ins.null_selectors or self._selector_changes >= _SELECTOR_CHANGES:
-            return
-        stand_ins.null_selectors = null
-        self._selector_changes += 1
-        for frame in list(self.codes):
-            self.forget_code(frame)
+    def fits_selectors(self, null: bool) -> bool:
+        """Whether the guest can go on, when DS, ES, FS and GS are 0, as ring 3 finds them, or are not.
+
+        Code that was looked through while they were may read them itself. Where they are something else only for a
+        moment, as in Linux when a program starts, KVM runs that; where they stay so, all code is looked through again.
+        """
+        if null:
+            self._other_selectors = 0
+            if not self._saw_null_selectors:
+                self._saw_null_selectors = self._null_selectors = True
+        elif self._null_selectors:
+            self._other_selectors += 1
+            if self._other_selectors < _OTHER_SELECTORS:
+                return False
+            self._null_selectors = False
+        return True
+
+    def apply_selectors(self) -> None:
+        """Look all code through again, if need be."""
+        if self.stand_ins.null_selectors != self._null_selectors:
+            self.stand_ins.null_selectors = self._null_selectors
+            for frame in list(self.codes):
+                self.forget_code(frame)
 
     def may_write(self, frame: int) -> bool:
         """Not where code is that has a copy."""

@@ -42,7 +42,6 @@ from kvmpy.machine.direct_context import (
     RFLAGS,
     RIP,
     RSP,
-    SELECTORS,
     SREGS_AT,
     SREGS_END,
     SS,
@@ -196,7 +195,7 @@ class DirectWorld:
         sync.put(bytes(regs), bytes(ours))
         self._inside = True
         self.counts["entered"] += 1
-        self.memory.use_null_selectors(not any(self.selector(place) for place in SELECTORS if place not in (CS, SS)))
+        self.memory.apply_selectors()
 
     def _leave(self) -> None:
         """Back into the guest's own context, at the instruction that comes next."""
