@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ import pytest
 from kvmpy.pytest_plugin.requirement import skip_or_fail
 from kvmpy.virtio import Feature, Passt, Tap, VirtioMmio, VirtioNet
 from kvmpy.virtio.net_format import NetFeature
-from linux_session import LinuxSession, small_kernel
+from linux_session import LinuxSession, busybox, small_kernel
 
 MAC = "52:54:00:12:34:56"
 
@@ -53,6 +54,12 @@ def port(folder: Path) -> Iterator[int]:
     server.server_close()
 
 
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody uses at the moment."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
 def session_with(device: VirtioNet, *, ip: str, events: bool = True) -> LinuxSession:
     # Without ACPI, where Linux would find the device a second time.
     transport = VirtioMmio(device, 0xD000_0000, 5, ioeventfd=events, irqfd=events)
@@ -66,7 +73,8 @@ def session_with(device: VirtioNet, *, ip: str, events: bool = True) -> LinuxSes
 def test_linux_has_the_hosts_network_by_passt(folder: Path, port: int, events: bool) -> None:
     if shutil.which("passt") is None:
         skip_or_fail("passt is not installed (Debian package passt)")
-    device = VirtioNet(Passt(arguments=["--ipv4-only"]), mac=MAC)
+    into_the_guest = free_port()
+    device = VirtioNet(Passt(tcp_ports=f"{into_the_guest}:80", arguments=["--ipv4-only"]), mac=MAC)
     with session_with(device, ip="dhcp", events=events) as session:
         told = session.boot()
         leased = re.search(r"IP-Config: Got DHCP answer from ([\d.]+), my address is ([\d.]+)", told)
@@ -81,6 +89,15 @@ def test_linux_has_the_hosts_network_by_passt(folder: Path, port: int, events: b
         # To guests of passt the gateway is the host.
         fetched = session.run(f"wget -q -O - http://{gateway}:{port}/file | md5sum", 120)
         assert fetched.split()[0] == md5((folder / "file").read_bytes()).hexdigest()
+        # What connects to the port of the host comes to the guest.
+        session.run("echo from the guest | /bin/busybox nc -l -p 80 &")
+        session.run("until grep :0050 /proc/net/tcp; do sleep 1; done")
+        with (
+            socket.create_connection(("127.0.0.1", into_the_guest), timeout=60) as connection,
+            connection.makefile() as stream,
+        ):
+            connection.sendall(b"hello\n")  # passt of March 2023 wants that the client speaks first
+            assert stream.readline() == "from the guest\n"
         assert session.machine.host_errors == []
         assert device.counters == {}
 
@@ -160,3 +177,29 @@ def test_linux_is_a_station_at_a_tap_interface(namespace: str, tap: Tap, folder:
         assert set(device.counters) <= {"interface_gone", "no_driver"}
     assert MAC in (tmp_path / "leases").read_text()
     assert capture.stat().st_size > 1 << 20
+
+
+def test_linux_of_the_command_line_finds_its_card_by_acpi(tmp_path: Path) -> None:
+    if shutil.which("passt") is None:
+        skip_or_fail("passt is not installed (Debian package passt)")
+    root = tmp_path / "root"
+    (root / "bin").mkdir(parents=True)
+    shutil.copy(busybox(), root / "bin" / "busybox")
+    for applet in ("sh", "ifconfig", "poweroff"):
+        (root / "bin" / applet).symlink_to("busybox")
+    (root / "init").write_text("#!/bin/sh\nifconfig eth0\npoweroff -f\n")
+    (root / "init").chmod(0o755)
+    command = (sys.executable, "-m", "kvmpy", "boot", small_kernel("bzImage"), "--init", root, "--memory", "128M")
+    network = ("--append", "ip=dhcp", "--net", "passt", "--capture", tmp_path / "net.pcap")
+    done = subprocess.run(
+        [*map(str, command + network)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    leased = re.search(r"IP-Config: Got DHCP answer from [\d.]+, my address is ([\d.]+)", done.stdout)
+    assert leased, done.stdout
+    assert f"inet addr:{leased[1]}" in done.stdout
