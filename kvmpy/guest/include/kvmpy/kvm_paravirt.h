@@ -1,5 +1,5 @@
 /*
- * What KVM offers to guests that know of it, for freestanding 64-bit programs in ring 0: its clock, the time of day, time
+ * What KVM offers to guests that know of it, for freestanding programs in ring 0: its clock, the time of day, time
  * stolen by the host, and ends of interrupts without an exit. KVM: Documentation/virt/kvm/x86/cpuid.rst and msr.rst.
  *
  * Ask kvm_has(feature) first. Addresses are physical ones, and here those of C.
@@ -36,25 +36,25 @@ static inline int kvm_has(unsigned feature)
     return kvm_cpuid(0x40000001, &ebx, &ecx, &edx) >> feature & 1;
 }
 
-static inline void kvm_write_msr(unsigned msr, unsigned long value)
+static inline void kvm_write_msr(unsigned msr, unsigned long long value)
 {
     __asm__ volatile("wrmsr" : : "c"(msr), "a"((unsigned)value), "d"((unsigned)(value >> 32)) : "memory");
 }
 
-static inline unsigned long kvm_timestamp(void)
+static inline unsigned long long kvm_timestamp(void)
 {
     unsigned low, high;
 
     __asm__ volatile("lfence; rdtsc" : "=a"(low), "=d"(high) : : "memory");
-    return (unsigned long)high << 32 | low;
+    return (unsigned long long)high << 32 | low;
 }
 
 /* The clock: nanoseconds since the VM was made, the same on all processors; no exit. One of these for each processor. */
 struct kvm_clock {
     unsigned version; /* odd while KVM writes */
     unsigned pad;
-    unsigned long tsc_timestamp;
-    unsigned long system_time;
+    unsigned long long tsc_timestamp;
+    unsigned long long system_time;
     unsigned tsc_to_system_mul;
     signed char tsc_shift;
     unsigned char flags;
@@ -66,10 +66,10 @@ static inline void kvm_clock_start(volatile struct kvm_clock *clock)
     kvm_write_msr(MSR_KVM_SYSTEM_TIME_NEW, (unsigned long)clock | 1);
 }
 
-static inline unsigned long kvm_clock_read(const volatile struct kvm_clock *clock)
+static inline unsigned long long kvm_clock_read(const volatile struct kvm_clock *clock)
 {
-    unsigned long passed, time;
-    unsigned version;
+    unsigned long long passed, time;
+    unsigned version, factor;
 
     do {
         version = clock->version;
@@ -79,7 +79,8 @@ static inline unsigned long kvm_clock_read(const volatile struct kvm_clock *cloc
             passed >>= -clock->tsc_shift;
         else
             passed <<= clock->tsc_shift;
-        time = clock->system_time + (unsigned long)((unsigned __int128)passed * clock->tsc_to_system_mul >> 32);
+        factor = clock->tsc_to_system_mul; /* passed * factor >> 32, of which the product has 96 bits */
+        time = clock->system_time + (passed >> 32) * factor + ((passed & 0xffffffff) * factor >> 32);
         __asm__ volatile("" : : : "memory");
     } while (version & 1 || version != clock->version);
     return time;
@@ -99,7 +100,7 @@ static inline void kvm_wall_clock_read(volatile struct kvm_wall_clock *wall)
 
 /* Nanoseconds for which this processor would have run, had the host not run something else. One for each processor. */
 struct kvm_steal_time {
-    unsigned long steal;
+    unsigned long long steal;
     unsigned version;
     unsigned flags;
     unsigned char preempted;
