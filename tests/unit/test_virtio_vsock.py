@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -546,3 +548,19 @@ def test_after_a_restore_the_guest_is_told_that_its_connections_are_gone(guest: 
     again.send(RW, 1000, 50, b"data")
     assert again.names() == ["RST"]
     other.mmio.close()
+
+
+def test_too_many_open_files_turn_programs_away_and_keep_the_thread_asleep(guest: VsockGuest, path: str) -> None:
+    sock = dial(path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    probe = os.dup(0)
+    os.close(probe)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (probe, hard))
+        assert guest.driver.board.inputs[0].ready()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with sock, suppress(ConnectionResetError):
+        assert sock.recv(10) == b""
+    with dial(path):
+        assert guest.names() == ["REQUEST"]
