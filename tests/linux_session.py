@@ -31,6 +31,7 @@ __all__ = ["PROMPT", "LinuxSession", "busybox", "busybox_initramfs", "cloud_kern
 _SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 PROMPT = "kvmpy# "
+_KERNEL_MESSAGE = re.compile(r"^\[ *\d+\.\d{6}\] .*\n", re.MULTILINE)
 
 APPLETS = (
     "cat", "chmod", "cmp", "cut", "date", "dd", "dmesg", "echo", "env", "false", "free", "getty", "grep", "halt",
@@ -160,9 +161,9 @@ class LinuxSession:
         return self.answer(timeout).partition("\n")[2]
 
     def answer(self, timeout: float = 60) -> str:
-        """What the guest prints from here up to the next prompt, with line feeds only."""
+        """What programs print from here up to the next prompt, with line feeds only. The kernel's messages are not."""
         match = self._expect(re.compile(f"^(.*?){re.escape(PROMPT)}", re.DOTALL), timeout)
-        return str(match[1]).replace("\r", "")
+        return _KERNEL_MESSAGE.sub("", str(match[1]).replace("\r", ""))
 
     def _expect(self, pattern: Any, timeout: float) -> Any:
         """`expect`, which also ends when the guest does."""
