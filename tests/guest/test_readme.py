@@ -22,8 +22,9 @@ ANSWERED = [block for block in SHELL if block.output is not None]
 TOOLS = {"apt-get", "echo", "gdb", "pip", "printf", "sudo"}
 """Commands that a page may use and that are not ours."""
 PACKAGES = {
-    "acpica-tools", "bc", "dnsmasq-base", "iputils-ping", "tcpdump", "binutils", "bison", "chromium", "cpio", "dmidecode", "e2fsprogs", "flex", "gcc", "gdb",
-    "iproute2", "libelf-dev", "make", "passt", "qemu-system-x86", "qemu-utils", "seabios", "squashfs-tools", "xz-utils",
+    "acpica-tools", "bc", "binutils", "bison", "chromium", "cpio", "dmidecode", "dnsmasq-base", "e2fsprogs", "flex",
+    "gcc", "gdb", "iproute2", "iputils-ping", "libelf-dev", "make", "passt", "qemu-system-x86", "qemu-utils", "seabios",
+    "squashfs-tools", "tcpdump", "xz-utils",
 }  # fmt: skip
 
 
