@@ -340,7 +340,6 @@ def test_every_rule_is_shown_by_a_guest_of_the_gallery_or_by_a_state_here() -> N
 
 def test_a_check_that_fails_is_noted_and_spoils_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     from kvmpy._value import replace
-
     from kvmpy.debug.crash_report import findings
 
     def broken(case: object) -> None:

@@ -246,6 +246,7 @@ def test_the_headers_of_the_package_are_found() -> None:
     names = {path.name for path in (include_folder() / "kvmpy").glob("*.h")}
     assert names >= {"exit.h", "hypercall.h", "ktap.h", "kvm_paravirt.h", "ports.h", "serial.h", "virtio.h"}
     for bits in (32, 64):
-        text = "".join(f"#include <kvmpy/{name}>\n" for name in sorted(names)) + "void _start(void) { kvmpy_exit(0); }\n"
+        includes = "".join(f"#include <kvmpy/{name}>\n" for name in sorted(names))
+        text = includes + "void _start(void) { kvmpy_exit(0); }\n"
         program = TOOLCHAIN.compile_c(text, bits=bits, flags=("-Werror",))
         assert isinstance(program, GuestProgram)

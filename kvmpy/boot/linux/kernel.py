@@ -268,9 +268,7 @@ class LinuxKernel:
             raise header.refusal("version", "setup_data needs 2.09")
         return place_setup_data(nodes, header["setup_data"], area)
 
-    def _load_real_mode(
-        self, memory: GuestMemory, header: SetupHeader, tables: Iterable[FirmwareTables]
-    ) -> Entry:
+    def _load_real_mode(self, memory: GuestMemory, header: SetupHeader, tables: Iterable[FirmwareTables]) -> Entry:
         assert self.bzimage is not None
         segment = RealModeSegment.of(self.bzimage)
         area = BootMemory(memory, [segment.range], self._source.name)
