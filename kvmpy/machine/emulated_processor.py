@@ -27,6 +27,7 @@ from kvmpy.x86.emulator import (
 from kvmpy.x86.emulator.extended_state import ExtendedState
 from kvmpy.x86.emulator.linear_memory import LinearMemory
 from kvmpy.x86.event_delivery.event import DOUBLE_FAULT, PAGE_FAULT, Event, EventKind
+from kvmpy.x86.flags import Cr0
 from kvmpy.x86.page_walk import Access
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ __all__ = ["EmulatedProcessor", "InstructionCompletion"]
 _LONGEST = 15
 """Bytes of an instruction (SDM vol. 2, 2.3.11)."""
 _PAGE = 0x1000
+_TABLES_END = 0x500
+"""Of real mode's interrupt vectors and the BIOS's data."""
 _RIP, _RFLAGS = 16, 17
 _TF = 0x100
 _INT3 = 0xCC
@@ -194,6 +197,8 @@ class InstructionCompletion:
         bits = 64 if cs.l else 32 if cs.db else 16
         base = 0 if cs.l else cs.base
         rip = cpu.general[_RIP]
+        if rip + base < _TABLES_END and not cpu.sregs.cr0 & Cr0.PE:
+            return False  # a vector was 0, and this is no program: the run ends before all traces are gone
         try:
             code = self._code(cpu, failure.instruction, rip + base)
             row = perform(cpu, code, bits)
