@@ -50,6 +50,7 @@ class RecordingEvent:
         self.call = call
         self.signals = 0
         self.closed = False
+        self.raised: Callable[[], bool] = lambda: False
 
     def signal(self) -> None:
         self.signals += 1

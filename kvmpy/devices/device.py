@@ -59,7 +59,12 @@ class WriteEvent(Protocol):
 
 
 class InterruptEvent(Protocol):
-    """Raises an interrupt input by an edge, from any thread, until it is closed."""
+    """Raises an interrupt input by an edge, from any thread, until it is closed.
+
+    `raised` is the device's answer to whether it waits for the guest: asked when an edge may have been lost.
+    """
+
+    raised: Callable[[], bool]
 
     def signal(self) -> None: ...
     def close(self) -> None: ...

@@ -52,7 +52,10 @@ class MachineBoard:
             raise UsageError(f"an interrupt input is a number from 0 on, not {number!r}")
         if not self._vm.irqchip:
             return NULL_LINE
-        pin = self._pins.setdefault(number, InterruptPin(self._vm, number, self._level_observer))
+        pin = self._pins.get(number)
+        if pin is None:
+            pin = self._pins[number] = InterruptPin(self._vm, number, self._level_observer)
+            self._control.edges.append(pin.again)
         return KvmInterruptLine(pin)
 
     def observe_levels(self, observer: "LevelObserver | None") -> None:
@@ -120,7 +123,9 @@ class MachineBoard:
         from kvmpy.machine.guest_events import IrqEvent
 
         self._interrupts.add(number)
-        return IrqEvent(self._vm, number, lambda: self._level_observer)
+        event = IrqEvent(self._vm, number, lambda: self._level_observer)
+        self._control.edges.append(event.again)
+        return event
 
     def allocate_mmio(self, size: int) -> int:
         """A free place for `size` bytes of registers, in pages of its own."""

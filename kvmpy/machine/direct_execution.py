@@ -102,14 +102,11 @@ class DirectExecution(DirectWorld):
             self._enter()
         try:
             self._look_at_memory(allowed)
-            interrupted = self._go_on()
+            return self._go_on()
         except BaseException:  # of a device, or Ctrl-C: the guest comes to the same instruction again
             if self._inside:
                 self._leave()
             raise
-        if self._held and not self._inside:
-            self._hand_over()
-        return interrupted
 
     def _look_at_memory(self, allowed: int) -> None:
         """What is mapped may have changed since the guest left, by code of ring 0 that KVM emulated, or by the host.

@@ -14,11 +14,12 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from kvmpy.errors import KvmpyError
-from kvmpy.kvm.run_page import NO_EXIT, REGS, SYNC_REGS
+from kvmpy.kvm.run_page import NO_EXIT, REGS, SYNC_REGS, SYNC_SREGS
 from kvmpy.machine.direct_context import (
     AC,
     CR3,
     CR4,
+    CR8,
     CS,
     DIRTY,
     FLAGS,
@@ -65,6 +66,7 @@ _PORT = 0xE7
 _TOP, _OURS_END = BASE + (STACK + 1) * PAGE, BASE + (RETURN + 1) * PAGE
 _CODE0, _DATA0, _DATA3, _CODE3, _TR = 0x10, 0x18, 0x28, 0x30, 0x40
 _ERROR_CODES = frozenset((8, 10, 11, 12, 13, 14, 17, 21))
+_HIGHEST = 15
 _CLAC = b"\x0f\x01\xca"
 _UMIP = 0x800
 _SEGMENT = struct.Struct("=QIH9Bx")
@@ -92,7 +94,9 @@ class DirectWorld:
         self._guest = bytearray(SREGS_END)
         """The guest's struct kvm_sregs."""
         self._held: list[int] = []
-        """Vectors of interrupts that wait for IF, the last of the highest priority."""
+        """Vectors of interrupts of the PIC that wait for IF."""
+        self._masked = False
+        """Whether interrupts of the local APIC wait for IF."""
         self._postponed = self._kicked = self._inside = False
         self.kernel_gs_base: int | None = None
         self._statistics = self.vcpu.statistics()
@@ -208,7 +212,7 @@ class DirectWorld:
         sregs = bytearray(self._guest)
         sregs[INTERRUPTS:] = NO_INTERRUPTS
         vcpu._sync.put(bytes(regs), bytes(sregs))
-        self._inside = False
+        self._masked = self._inside = False
         self.cells[PENDING] = len(self._held)
         if self.kernel_gs_base is not None:
             vcpu.set_msr(KERNEL_GS_BASE, self.kernel_gs_base)
@@ -238,25 +242,31 @@ class DirectWorld:
     def _hold(self, vector: int) -> None:
         """An interrupt has to wait for IF.
 
-        KVM has taken it from the local APIC already, where it is in service until the guest has handled it. It does not
-        go back: to write the local APIC would undo what a device raises at that moment. The guest may end the handling
-        of another interrupt meanwhile, of a lower priority. Its EOI then is for this one, and that of this one for the
-        other: as many as there were, and none is lost.
+        KVM has taken it from the local APIC already. It goes back, and the task priority keeps it there: the guest may
+        end the handling of another interrupt meanwhile, and its EOI must not be for this one.
         """
-        self._held.append(vector)
+        lapic = self.vcpu.get_lapic()
+        registers = memoryview(lapic).cast("B")
+        at = 0x100 + (vector >> 5) * 0x10 + (vector >> 3 & 3)  # ISR; IRR is 0x100 behind it
+        bit = 1 << (vector & 7)
+        if registers[at] & bit:
+            registers[at] &= ~bit & 0xFF
+            registers[at + 0x100] |= bit
+            self.vcpu.set_lapic(lapic)
+            self._set_priority(_HIGHEST)
+            for again in self.runner.control.edges:  # what a device raised between the two ioctls is lost
+                again()
+        else:  # of the PIC
+            self._held.append(vector)
         self.cells[PENDING] = 1
 
-    def _hand_over(self) -> None:
-        """Have KVM deliver an interrupt that waits, now that the guest goes on without us."""
-        vcpu = self.vcpu
-        if not vcpu.regs.rflags & IF:
-            return
-        events = vcpu.get_events()
-        if events.interrupt.injected or events.interrupt.shadow or events.exception.injected:
-            return
-        events.interrupt.injected, events.interrupt.soft = 1, 0
-        events.interrupt.nr = self._held.pop()
-        vcpu.set_events(events)
+    def _set_priority(self, priority: int) -> None:
+        """CR8, the task priority of the local APIC."""
+        page = self.vcpu.page
+        self._masked = priority == _HIGHEST
+        page.u64[(SREGS_AT + CR8) // 8] = priority
+        page.u8[SREGS_AT + INTERRUPTS : SREGS_AT + SREGS_END] = NO_INTERRUPTS
+        page.u64[DIRTY] |= SYNC_SREGS
 
     def _enter_guest(self) -> int:
         """KVM_RUN: 0, or an errno."""
@@ -339,6 +349,8 @@ class DirectWorld:
         """The interrupts that wait, if the guest has them on now. False: that is left to KVM."""
         if not self.cells[PENDING] or not self.flags & IF:
             return True
+        if self._masked:
+            self._set_priority(self.system(CR8))
         if self._held:
             self.halted = False
             if not self.deliver(self._held[-1]):

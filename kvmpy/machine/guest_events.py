@@ -70,6 +70,7 @@ class IrqEvent:
 
     def __init__(self, vm: Vm, gsi: int, observer: "Callable[[], LevelObserver | None]") -> None:
         self._vm, self._gsi, self._observer = vm, gsi, observer
+        self.raised: Callable[[], bool] = lambda: False
         self._fd = os.eventfd(0, _FLAGS)
         try:
             vm.add_irqfd(self._fd, gsi)
@@ -85,8 +86,14 @@ class IrqEvent:
             observer(self._gsi, 1)
             observer(self._gsi, 0)
 
+    def again(self) -> None:
+        """Another edge, if the device still has a cause."""
+        if self._fd >= 0 and self.raised():
+            self.signal()
+
     def close(self) -> None:
         """Disconnect."""
+        self.raised = lambda: False  # the device's: without it there is no circle
         fd, self._fd = self._fd, -1
         if fd < 0:
             return

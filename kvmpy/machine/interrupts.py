@@ -65,6 +65,13 @@ class InterruptPin:
             if (observer := self.observer) is not None:
                 observer(self.gsi, int(self.raised > 0))
 
+    def again(self) -> None:
+        """Another edge, if it is high."""
+        with self.lock:
+            if self.raised:
+                self._vm.set_irq_line(self.gsi, 0)
+                self._vm.set_irq_line(self.gsi, 1)
+
 
 class KvmInterruptLine:
     """One device's wire to a pin: a level that stays until it is lowered.

@@ -52,6 +52,9 @@ class RunControl:
         self.vcpus: tuple[Vcpu, ...] = ()
         self._run = Run()
         """The present run, or the last one."""
+        self.edges: list[Callable[[], object]] = []
+        """Raise again, each by an edge, the interrupt inputs that are raised: for who has written a local APIC, which
+        undoes what was raised at that moment."""
         self._kept: Vcpu | None = None
         """The vCPU that runs where `Machine.run` was called, which says itself when the run is over."""
         self._standing: set[Vcpu] = set()

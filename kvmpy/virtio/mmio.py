@@ -130,7 +130,9 @@ class VirtioMmio(Device):
         self.interrupt.line = self.line
         self._timer = board.timer(self._process_later)
         if self._wants_irqfd and self.irq is not None:
-            self.interrupt.event = board.interrupt_event(self.irq)
+            edges = self.interrupt.event = board.interrupt_event(self.irq)
+            if edges is not None:
+                edges.raised = lambda: bool(self.interrupt.causes)
         self.device.attach(board, board.memory)
         if self._wants_ioeventfd and self.address is not None:
             for queue in self.device.queues:
