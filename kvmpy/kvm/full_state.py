@@ -126,7 +126,7 @@ _KEPT_BY_KVM = {
 
 def _as_set(table: "CpuidTable") -> "CpuidTable":
     """A CPUID table without what follows from other registers."""
-    from dataclasses import replace
+    from kvmpy._value import replace
 
     table = table.copy()
     for (function, index), registers in _KEPT_BY_KVM.items():

