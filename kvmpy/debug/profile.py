@@ -1,4 +1,4 @@
-"""Where a guest spends its time: a sampling profile of its functions, and what the host's Python takes of it.
+"""Where a guest spends its time: a sampling profile of its functions, and what the host's Python takes of it::
 
     with machine.profile() as profile:
         machine.run()

@@ -41,15 +41,15 @@ class Block(VirtioDevice):
     in /sys/block/vda/serial. `discard` lets the guest give space back (holes in the image, as fstrim makes them). With
     `read_only` the driver is told, and writes fail. `lock=False` shares the image with whoever has it: see `ImageFile`.
 
-    **What waits for a disk** does so in up to `workers` threads: writes, flushes, and reads of what is not in the page
+    What waits for a disk does so in up to `workers` threads: writes, flushes, and reads of what is not in the page
     cache of the host. What is there is copied at once. So neither a vCPU nor the host input thread waits, and several
     requests are under way at the same time; they end in any order (section 5.2.6).
 
-    **What is on the disk.** The cache is a writeback cache, and a flush ends with fdatasync(2): what was written before
+    What is on the disk. The cache is a writeback cache, and a flush ends with fdatasync(2): what was written before
     it survives the host. A driver that knows no flush, or that switches the cache to writethrough (CONFIG_WCE), has
     each write on the disk when it ends.
 
-    **Faults of the host**, such as a full disk, an I/O error, or an image that somebody has truncated, are I/O errors
+    Faults of the host, such as a full disk, an I/O error, or an image that somebody has truncated, are I/O errors
     to the guest; `counters` has them as "host_ENOSPC" and so on, `last_host_error` is the last one.
 
     Raises UsageError for an image that is in use, empty, no file, or qcow2; OSError where it cannot be opened.

@@ -48,10 +48,10 @@ class ImageFile:
 
     They raise OSError, and may be made from several threads at once: none of them uses the file's position.
 
-    **Only one at a time.** The image is locked (flock(2)): by one who writes against all others, by one who only reads
+    Only one at a time. The image is locked (flock(2)): by one who writes against all others, by one who only reads
     against those who write. It lasts until the file is closed, also by the end of the process. `lock=False` leaves it.
 
-    **Truncated by somebody else.** The size at the beginning is what the guest was told. Reads behind the present end
+    Truncated by somebody else. The size at the beginning is what the guest was told. Reads behind the present end
     fail, and so do writes and flushes once the file is shorter: otherwise the file would grow again, and what was lost
     would read as zeros.
     """

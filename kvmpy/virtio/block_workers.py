@@ -38,7 +38,7 @@ class Request:
 class Workers:
     """At most `most` threads, started as they are needed, that `perform` requests and `answer` those that are done.
 
-    **How many work at once.** Threads in Python help each other only while they wait in the kernel. So one thread does
+    How many work at once. Threads in Python help each other only while they wait in the kernel. So one thread does
     what is quick, such as writes into the host's page cache, one request after the other, and others join it when a
     request is known to wait for a disk, or when transfers have lately done so.
     """

@@ -19,7 +19,7 @@ USED_BUFFER, CONFIG_CHANGE = 1, 2
 class InterruptStatus:
     """InterruptStatus and InterruptACK; `line` is raised while there is a cause, or `event` gives an edge.
 
-    **Level or edge.** Section 4.2.2 has a level in mind: the interrupt is asserted while InterruptStatus is not 0. A
+    Level or edge. Section 4.2.2 has a level in mind: the interrupt is asserted while InterruptStatus is not 0. A
     line does that, by an ioctl when it rises and one when it falls. An irqfd gives an edge instead, by one write,
     whenever InterruptStatus becomes other than 0, and one more when a driver has acknowledged but a part. That is
     enough for an input that is programmed for edges, as the ISA inputs of a PC are unless a table says otherwise: a

@@ -52,10 +52,10 @@ _REQUEST, _RESPONSE, _RST, _SHUTDOWN, _RW, _CREDIT_UPDATE, _CREDIT_REQUEST = (
 class Vsock(VirtioDevice):
     """Sockets of the family AF_VSOCK in the guest, whose address is `cid`; that of the host is 2.
 
-    **In Python**: `connect(port)` answers a socket that is connected to a program in the guest; `listen(port)` takes
+    In Python: `connect(port)` answers a socket that is connected to a program in the guest; `listen(port)` takes
     the connections that the guest makes to (2, port).
 
-    **For other programs**, with `uds_path`: who connects to the UNIX socket there and says "CONNECT 1234\\n" is
+    For other programs, with `uds_path`: who connects to the UNIX socket there and says "CONNECT 1234\\n" is
     connected to port 1234 of the guest, and hears "OK ..." when that is done. A connection of the guest to (2, 1234)
     goes to the UNIX socket that listens at `uds_path` with "_1234" behind it. So do Firecracker and Cloud Hypervisor.
 
