@@ -91,8 +91,10 @@ class DirectExecution(DirectWorld):
         if not self._is_possible() or state not in (_RUNNABLE, _HALTED):
             return False
         self.halted = state == _HALTED
-        if self.halted and not page.u64[RFLAGS] & IF:
-            return False
+        if self.halted:
+            if not page.u64[RFLAGS] & IF:
+                return False
+            vcpu.set_mp_state(_RUNNABLE)  # it comes to a HLT of ours again; until then our own code may have to run
         allowed = _WAY_OUT if self.going_out else 0
         self.going_out = self._hopeless = False
         if self._is_within(page.u64[RIP]):
@@ -193,7 +195,8 @@ class DirectExecution(DirectWorld):
         if BASE <= rip < self.memory.stand_ins.end:
             return False
         code = self.memory.code_of(rip - 1)  # KVM does not tell of a breakpoint
-        return code is not None and code.original[rip - 1 & 0xFFF] == _INT3
+        before = rip - 1 & 0xFFF
+        return code is not None and before in code.starts and code.original[before] == _INT3
 
     def _interrupted(self) -> None:
         """EINTR may come in a stub: before its OUT an exception is not handled yet."""
