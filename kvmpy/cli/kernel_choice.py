@@ -86,7 +86,12 @@ def open_kernel(path: str, args: argparse.Namespace, environment: Mapping[str, s
     if args.init is not None:
         initrd, words = initramfs_of(args.init, args.append)
     line = linux_command_line(args.append, environment, words)
-    return LinuxKernel(path, initrd=initrd, cmdline=line, unpack=args.unpack, entry=args.entry)
+    try:
+        return LinuxKernel(path, initrd=initrd, cmdline=line, unpack=args.unpack, entry=args.entry)
+    except UsageError as error:  # what the loader calls its parameters are options here
+        text = str(error).replace("unpack=False", "--no-unpack").replace('entry="pvh"', "--entry pvh")
+        error.args = (text,)
+        raise
 
 
 def _is_multiboot(source: ImageSource) -> bool:

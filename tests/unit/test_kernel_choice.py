@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,14 @@ def test_options_reach_the_loader(tmp_path: Path) -> None:
     kernel = opened(tmp_path, packed, "--entry", "32")
     assert isinstance(kernel, LinuxKernel)
     assert kernel.protocol == "32"
+
+
+def test_refusals_of_the_loader_name_the_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lz4", None)  # as if it were not installed
+    with pytest.raises(ImageError, match=r"`pip install lz4`; or let the kernel unpack itself, with --no-unpack$"):
+        opened(tmp_path, BzImageFile(payload=b"\x02\x21\x4c\x18" + (0x1000).to_bytes(4, "little")).to_bytes())
+    with pytest.raises(UsageError, match=r"^--entry pvh is a way .*; --no-unpack leaves it packed$"):
+        opened(tmp_path, BzImageFile(payload=pack(vmlinux())).to_bytes(), "--entry", "pvh", "--no-unpack")
 
 
 @pytest.mark.parametrize("options", [("--initrd", "x"), ("--init", "x"), ("--entry", "64"), ("--no-unpack",)])
