@@ -98,14 +98,15 @@ class Machine(Running):
         try:
             if vcpus > self.kvm.max_vcpus:
                 raise UsageError(f"this host's KVM gives a VM at most {self.kvm.max_vcpus} vCPUs, not {vcpus}")
+            # Memory first: with interrupt controllers KVM's changes of memory wait for some ticks of the host's clock.
+            self.vm.add_ram(0, size=min(memory, _RAM_HOLE))
+            if memory > _RAM_HOLE:
+                self.vm.add_ram(_FOUR_GIB, size=memory - _RAM_HOLE)
             if irqchip:
                 self.vm.set_identity_map_address(_IDENTITY_MAP)
                 self.vm.set_tss_address(_TSS)
                 self.vm.create_irqchip()
                 self.vm.create_pit()
-            self.vm.add_ram(0, size=min(memory, _RAM_HOLE))
-            if memory > _RAM_HOLE:
-                self.vm.add_ram(_FOUR_GIB, size=memory - _RAM_HOLE)
             self._runners = [self._create_runner(vcpus) for _ in range(vcpus)]
         except BaseException:
             self.close()
