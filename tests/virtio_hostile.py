@@ -32,7 +32,7 @@ from kvmpy.virtio import VirtioDevice
 from kvmpy.virtio import mmio_registers as reg
 from virtio_driver import RAM, FakeDriver, FakeQueue
 
-__all__ = ["EXAMPLES", "PROGRAMS", "HostileTarget"]
+__all__ = ["EXAMPLES", "PROGRAMS", "HostileTarget", "Program"]
 
 EXAMPLES = 2 * DEVICE_EXAMPLES if PROFILE == "ci" else DEVICE_EXAMPLES
 """At least 20,000 for each device in CI."""
@@ -53,7 +53,7 @@ VALUES = (
 )  # fmt: skip
 
 
-class _Program:
+class Program:
     """Bytes to draw from; zeros when they are at an end."""
 
     def __init__(self, content: bytes) -> None:
@@ -105,13 +105,13 @@ class HostileTarget:
 
     def play(self, content: bytes) -> None:
         """Play a program, and check the promises above."""
-        _Play(self, _Program(content)).run()
+        _Play(self, Program(content)).run()
         for part in self._around:
             assert self._backing[part].count(0xA5) == len(self._backing[part]), "the device wrote outside of RAM"
 
 
 class _Play:
-    def __init__(self, target: HostileTarget, program: _Program) -> None:
+    def __init__(self, target: HostileTarget, program: Program) -> None:
         self.target, self.program = target, program
         how = program.byte()
         self.legacy = how & 7 == 7

@@ -39,6 +39,7 @@ TARGETS = {
     )
     for channels in CHANNELS
 }
+TARGET = TARGETS[CHANNELS[-1]]  # for scripts/fuzz-virtio
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
