@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import time
 from collections import deque
 from collections.abc import Sequence
 from enum import IntEnum
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import re
 
     from kvmpy.devices.console_output import Sink
-    from kvmpy.devices.device import Board
+    from kvmpy.devices.device import Board, Timer
     from kvmpy.devices.host_input import HasFileno
     from kvmpy.memory import GuestMemory
 
@@ -34,6 +35,9 @@ _PIECE = 0x1_0000
 _MOST_PORTS = 31
 _MOST_MESSAGES = 1024
 """That wait for a driver which makes no buffers available. One that asks for more is told no more."""
+_PAUSE = 0.2
+"""Seconds without output after which a driver has probably finished what it was doing."""
+_REMINDERS = 3
 
 
 class ConsoleFeature(IntEnum):
@@ -76,7 +80,9 @@ class VirtioConsole(VirtioDevice):
     `output`, `expect`, `send`, `connect_sink` and `connect_input` are those of the terminal, `ports[0]`;
     `channel(name)` is another port. `size` is (columns, rows); `resize` changes it.
 
-    Linux before 6.15 takes the two numbers of a resize message, which is used with channels only, in the wrong order.
+    With channels, a size travels in a message of two numbers. Section 5.3.6.2 has the columns first, but Linux reads
+    the rows first (all versions but 6.15 and 6.16), and other devices do as Linux does; so does this one, unless
+    `rows_first` is False.
     """
 
     name = "virtio-console"
@@ -89,6 +95,7 @@ class VirtioConsole(VirtioDevice):
         channels: Sequence[str] = (),
         sink: Sink | None = None,
         history: int = 0x1_0000,
+        rows_first: bool = True,
     ) -> None:
         if len(channels) >= _MOST_PORTS or len({*channels}) != len(channels) or not all(channels):
             raise UsageError(f"a console has up to {_MOST_PORTS - 1} channels of different names, not {channels!r}")
@@ -106,6 +113,9 @@ class VirtioConsole(VirtioDevice):
         super().__init__()
         self.config: ConsoleConfig = ConsoleConfig(columns, rows, len(self.ports), 0)
         self._messages: deque[bytes] = deque()
+        self._rows_first = rows_first
+        self._reminder: Timer | None = None
+        self._reminders_left = 0
 
     # --- for programs -----------------------------------------------------------------------------------------------
 
@@ -124,7 +134,7 @@ class VirtioConsole(VirtioDevice):
             terminal.columns, terminal.rows = columns, rows
             self.config.cols, self.config.rows = columns, rows
             if terminal.guest_ready and self._multiport:
-                self._tell(terminal, ConsoleEvent.RESIZE, 0, struct.pack("<HH", columns, rows))
+                self._tell_size(terminal)
 
     @property
     def output(self) -> bytes:
@@ -170,6 +180,7 @@ class VirtioConsole(VirtioDevice):
 
     def attach(self, board: Board, memory: GuestMemory) -> None:
         super().attach(board, memory)
+        self._reminder = board.timer(self._remind)
         for port in self.ports:
             port.attach(board)
 
@@ -192,6 +203,8 @@ class VirtioConsole(VirtioDevice):
             port = self._port_of(queue.index)
             while chain.readable_left:
                 port.written(chain.read(min(chain.readable_left, _PIECE)))
+            if self._reminders_left:
+                self._remind_later()
         chain.complete(0)
 
     def config_written(self, offset: int, data: bytes) -> None:
@@ -232,10 +245,14 @@ class VirtioConsole(VirtioDevice):
         port.guest_ready = True
         if port.is_console:
             self._tell(port, ConsoleEvent.CONSOLE_PORT, 1)
-            self._tell(port, ConsoleEvent.RESIZE, 0, struct.pack("<HH", port.columns, port.rows))
+            self._tell_size(port)
         if port.name:
             self._tell(port, ConsoleEvent.PORT_NAME, 1, port.name.encode())
         self._tell(port, ConsoleEvent.PORT_OPEN, 1)
+
+    def _tell_size(self, port: ConsolePort) -> None:
+        size = (port.rows, port.columns) if self._rows_first else (port.columns, port.rows)
+        self._tell(port, ConsoleEvent.RESIZE, 0, struct.pack("<HH", *size))
 
     def _tell(self, port: ConsolePort, event: ConsoleEvent, value: int, more: bytes = b"") -> None:
         if len(self._messages) >= _MOST_MESSAGES:
@@ -257,15 +274,40 @@ class VirtioConsole(VirtioDevice):
                     self.counters["message_cut"] += 1
                 chain.complete()
 
+    # --- the size that the terminal has at the start ----------------------------------------------------------------
+
+    # Linux reads the size from the configuration space only when it changes, and forgets what it read as long as its
+    # terminal is being set up, which ends with printing the whole log. It is told of a change in the first pauses.
+
+    def started(self) -> None:
+        if not self._multiport:
+            self._reminders_left = _REMINDERS
+            self._remind_later()
+
+    def _remind_later(self) -> None:
+        if self._reminder is not None:
+            self._reminder.start(time.monotonic() + _PAUSE)
+
+    def _remind(self) -> None:
+        with self.lock:
+            if self._reminders_left and self.notifies:
+                self._reminders_left -= 1
+                self.transport.config_notification()
+
     # --- life -------------------------------------------------------------------------------------------------------
 
     def stopped(self) -> None:
         self._messages.clear()
+        self._reminders_left = 0
         for port in self.ports:
             port.reset()
 
     def device_state(self) -> dict[str, Any]:
-        return {"ports": [port.state() for port in self.ports], "messages": list(self._messages)}
+        return {
+            "ports": [port.state() for port in self.ports],
+            "messages": list(self._messages),
+            "reminders": self._reminders_left,
+        }
 
     def restore_device_state(self, state: dict[str, Any]) -> None:
         if len(state["ports"]) != len(self.ports):
@@ -273,6 +315,7 @@ class VirtioConsole(VirtioDevice):
         for port, saved in zip(self.ports, state["ports"], strict=True):
             port.restore(saved)
         self._messages = deque(state["messages"])
+        self._reminders_left = state["reminders"]
 
     def close(self) -> None:
         for port in self.ports:

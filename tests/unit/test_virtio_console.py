@@ -131,6 +131,31 @@ def test_the_size_is_in_the_configuration_and_changes() -> None:
             driver.device.resize(*size)
 
 
+def test_a_driver_is_told_of_the_size_in_its_first_pauses() -> None:
+    driver = ConsoleDriver(VirtioConsole())
+    (reminder,) = (timer for timer in driver.board.timers if timer.call == driver.device._remind)
+    assert reminder.deadline is None
+    driver.start()
+    for _ in range(3):
+        assert reminder.deadline is not None
+        assert driver.acknowledge() == 0
+        reminder.call()
+        reminder.stop()
+        assert driver.acknowledge() == 2  # configuration change
+        driver.request([b"more"], queue=TRANSMIT)
+        driver.acknowledge()
+    assert reminder.deadline is None
+    driver.start()
+    assert reminder.deadline is not None
+
+
+def test_a_driver_that_knows_ports_gets_the_size_as_a_message_only() -> None:
+    driver = ConsoleDriver(VirtioConsole(channels=("agent",)))
+    driver.start()
+    driver.request([b"text"], queue=TRANSMIT)
+    assert all(timer.deadline is None for timer in driver.board.timers if timer.call == driver.device._remind)
+
+
 def test_an_emergency_character_needs_no_set_up() -> None:
     driver = ConsoleDriver(VirtioConsole())
     for character in b"oops":
@@ -159,13 +184,19 @@ def test_ports_are_added_named_and_opened() -> None:
     driver.tell(2, ConsoleEvent.PORT_READY, 1)
     assert driver.told(1) == [
         (0, ConsoleEvent.CONSOLE_PORT, 1, b""),
-        (0, ConsoleEvent.RESIZE, 0, struct.pack("<HH", 100, 30)),
+        (0, ConsoleEvent.RESIZE, 0, struct.pack("<HH", 30, 100)),
         (0, ConsoleEvent.PORT_OPEN, 1, b""),
         (2, ConsoleEvent.PORT_NAME, 1, b"log"),
         (2, ConsoleEvent.PORT_OPEN, 1, b""),
     ]
     driver.device.resize(90, 20)
-    assert driver.told(1) == [(0, ConsoleEvent.RESIZE, 0, struct.pack("<HH", 90, 20))]
+    assert driver.told(1) == [(0, ConsoleEvent.RESIZE, 0, struct.pack("<HH", 20, 90))]
+
+
+def test_resize_messages_have_the_order_of_the_standard_for_drivers_that_read_it_so() -> None:
+    driver = started(channels=("agent",), size=(100, 30), rows_first=False)
+    driver.tell(0, ConsoleEvent.PORT_READY, 1)
+    assert (0, ConsoleEvent.RESIZE, 0, struct.pack("<HH", 100, 30)) in driver.told()
 
 
 def test_a_channel_has_queues_of_its_own_and_waits_until_it_is_open() -> None:
@@ -258,8 +289,8 @@ def test_a_restored_console_goes_on(make: Callable[[], ConsoleDriver]) -> None:
     assert second.text == "new"
     if len(first.ports) > 1:
         assert heir.told(4) == [
-            (0, ConsoleEvent.RESIZE, 0, struct.pack("<HH", 99, 9)),
-            (0, ConsoleEvent.RESIZE, 0, struct.pack("<HH", 98, 8)),
+            (0, ConsoleEvent.RESIZE, 0, struct.pack("<HH", 9, 99)),
+            (0, ConsoleEvent.RESIZE, 0, struct.pack("<HH", 8, 98)),
         ]
 
 
