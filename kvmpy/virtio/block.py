@@ -9,6 +9,7 @@ from typing import Any
 from kvmpy.errors import UsageError
 from kvmpy.virtio.block_file import ImageFile, ImageSource
 from kvmpy.virtio.block_format import HEADER, RANGE, SECTOR, BlockConfig, BlockFeature, BlockStatus, BlockType
+from kvmpy.virtio.block_reads import CachedReads
 from kvmpy.virtio.block_workers import Request, Workers
 from kvmpy.virtio.chain import Chain
 from kvmpy.virtio.device import VirtioDevice
@@ -23,10 +24,6 @@ MOST_SECTORS = 1 << 22
 """Of one such range: 2 GiB."""
 ID_BYTES = 20
 """Section 5.2.6: the length of the ID string."""
-
-AT_ONCE = 4 << 20
-"""Bytes that are read from the host's page cache while the queue is looked at, for one notification. That is a copy,
-but no long one may hold the host input thread: the rest is the workers'."""
 
 _STATUS = tuple(bytes([status]) for status in range(3))
 _OK, _IOERR, _UNSUPP = (int(status) for status in BlockStatus)
@@ -74,7 +71,7 @@ class Block(VirtioDevice):
         self.read_only = read_only
         self.serial = serial
         self.last_host_error: Exception | None = None
-        self._at_once = 0
+        self._cached = CachedReads(self.file)
         self._batch: list[Request] = []
         self._closing = False
         self._workers = Workers(f"kvmpy {self.name}", workers, self._perform, self._answer)
@@ -125,9 +122,9 @@ class Block(VirtioDevice):
     # --- requests ---------------------------------------------------------------------------------------------------
 
     def notified(self, queue: Virtqueue) -> None:
-        self._at_once = AT_ONCE
+        self._cached.begin(self._sectors)
         try:
-            queue.run(self.handle)
+            queue.run(self.handle, self._cached.read_next if self.file.reads_cached else None)
         finally:
             if self._batch:
                 batch, self._batch = self._batch, []
@@ -151,16 +148,12 @@ class Block(VirtioDevice):
         self._others(chain, kind, sector)
 
     def _read_cached(self, queue: Virtqueue, chain: Chain, sector: int) -> bool:
-        """Do a read at once, if the page cache has it all, as it nearly always has."""
+        """Do at once what `CachedReads.read_next` left because of its many buffers, if the page cache has it all."""
         *data, status = chain.writable
         length = chain.writable_left - 1
-        if (
-            len(status) != 1 or length > self._at_once
-            or length % SECTOR or sector + length // SECTOR > self._sectors
-        ):  # fmt: skip
+        if len(status) != 1 or length % SECTOR or sector + length // SECTOR > self._sectors:
             return False
-        self._at_once -= length
-        if not self.file.read_cached(data, sector * SECTOR, length):
+        if not self._cached.read(data, sector * SECTOR, length):
             return False
         status[0] = _OK
         queue.complete(chain, length + 1)

@@ -136,18 +136,19 @@ class ImageFile:
 
     # --- reading and writing ----------------------------------------------------------------------------------------
 
-    def read_cached(self, views: list[memoryview], offset: int, length: int) -> bool:
-        """Read without waiting for a disk. False: not all of it is in memory (or there was an error: `read` tells)."""
+    def read_cached(self, views: list[memoryview], offset: int) -> int:
+        """Fill the views from `offset` on without waiting for a disk. Answers how many bytes were in memory, from the
+        first on; after an error none: `read` tells."""
         if not self.reads_cached or len(views) > _MOST_VIEWS:
-            return False
+            return 0
         try:
-            return os.preadv(self.fd, views, offset, os.RWF_NOWAIT) == length
+            return os.preadv(self.fd, views, offset, os.RWF_NOWAIT)
         except BlockingIOError:  # and the host begins to read ahead
-            return False
+            return 0
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:  # tmpfs, for instance
                 self.reads_cached = False
-            return False
+            return 0
 
     def read(self, views: list[memoryview], offset: int) -> None:
         """Fill the views from `offset` on."""

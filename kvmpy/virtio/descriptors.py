@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kvmpy.virtio.guest_buffers import GuestBuffers
 
-__all__ = ["MAX_INDIRECT", "MalformedChain", "read_chain"]
+__all__ = ["MAX_INDIRECT", "MalformedChain", "ThreeBuffers", "read_chain", "read_three_buffers"]
 
 # struct virtq_desc (section 2.7.5): le64 addr; le32 len; le16 flags; le16 next. Each field is read once: a guest that
 # changes a descriptor while it is looked at gets what is in bounds, or an error.
 SIZE = 16
 _read = Struct("<QIHH").unpack_from
+_read_three = Struct("<QIHHQIHHQIHH").unpack_from
 _NEXT, _WRITE, _INDIRECT = 1, 2, 4
 
 MAX_INDIRECT = 1024
@@ -81,6 +82,46 @@ def read_chain(
             raise MalformedChain("indirect_not_allowed")
         table, limit = _indirect_table(address, length, buffers)
         index, inside = 0, True
+
+
+ThreeBuffers = tuple[int, int, int, int, int, int, int]
+"""Head of a chain, then where three buffers begin in RAM, and their bytes: one to be read, two to be written."""
+
+
+def read_three_buffers(
+    table: memoryview, size: int, heads: list[int], buffers: GuestBuffers, indirect: bool,
+) -> list[ThreeBuffers]:  # fmt: skip
+    """Follow those chains that have the shape of nearly all requests to a disk, up to the first that has another.
+
+    That is: three descriptors in a row, in the queue's table or in a table of their own, and all buffers in the RAM
+    that `buffers.look()` gives. So one look reads a chain. Whatever else there is, right or wrong, `read_chain` finds.
+    """
+    start, end, ram = buffers.look()
+    found = []
+    for head in heads:
+        if head > size - 3:
+            break
+        one, one_bytes, flags, after_one, two, two_bytes, two_flags, after_two, three, three_bytes, three_flags, _ = (
+            _read_three(table, SIZE * head)
+        )
+        first = head
+        if flags == _INDIRECT:
+            if one_bytes != 3 * SIZE or not indirect or one < start or one + one_bytes > end:
+                break
+            (
+                one, one_bytes, flags, after_one, two, two_bytes, two_flags, after_two,
+                three, three_bytes, three_flags, _,
+            ) = _read_three(ram, one - start)  # fmt: skip
+            first = 0
+        if (
+            flags != _NEXT or two_flags != _NEXT | _WRITE or three_flags != _WRITE
+            or after_one != first + 1 or after_two != first + 2
+            or one < start or two < start or three < start
+            or one + one_bytes > end or two + two_bytes > end or three + three_bytes > end
+        ):  # fmt: skip
+            break
+        found.append((head, one - start, one_bytes, two - start, two_bytes, three - start, three_bytes))
+    return found
 
 
 def _indirect_table(address: int, length: int, buffers: GuestBuffers) -> tuple[memoryview, int]:

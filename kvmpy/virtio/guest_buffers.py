@@ -36,12 +36,14 @@ class GuestBuffers:
         """
         pieces = []
         position, left = address, length
+        regions = self.memory.regions
         while left > 0:
             region = self.memory.region_at(position)
             if region is None:
                 return False
             if not (region.read_only or region.buffer.readonly):
                 self._start, self._end, self._buffer = region.address, region.end, region.buffer
+                self._regions = regions
             elif writable:
                 return False
             start = position - region.address

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvmpy.errors import UsageError
 from kvmpy.virtio.chain import Chain
-from kvmpy.virtio.descriptors import MalformedChain, read_chain
+from kvmpy.virtio.descriptors import MalformedChain, ThreeBuffers, read_chain, read_three_buffers
 from kvmpy.virtio.guest_buffers import GuestBuffers
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ thread for ever: the host input thread goes on, after the other devices."""
 
 _NO_NOTIFY = 1  # VIRTQ_USED_F_NO_NOTIFY, section 2.7.10
 _NO_INTERRUPT = 1  # VIRTQ_AVAIL_F_NO_INTERRUPT, section 2.7.7
+
+
+MOST_PEEKED = 64
+"""Chains that `Virtqueue.peek` answers."""
 
 
 class Batch:
@@ -193,6 +197,38 @@ class Virtqueue:
             self._silent = True
         return True
 
+    def peek(self) -> list[ThreeBuffers]:
+        """The next chains, as far as they are of the usual shape: see `read_three_buffers`. They are not taken, and
+        `use` can complete them as they are; with the device's lock held all the time."""
+        if not self.open or self._again or self._in_order:
+            return []
+        try:
+            if not self._look():
+                return []
+        except MalformedChain as malformed:
+            self.device.needs_reset(malformed.rule)
+            return []
+        available, mask, position = self._available, self._mask, self._next
+        waiting = self._seen - position & 0xFFFF
+        heads = [available[2 + (at & mask)] for at in range(position, position + min(waiting, MOST_PEEKED))]
+        return read_three_buffers(self._table, self.size, heads, self._buffers, self._indirect)
+
+    @property
+    def ram(self) -> memoryview:
+        """What the numbers of `peek` are places in."""
+        return self._buffers.look()[2]
+
+    def use(self, answers: list[tuple[int, int]]) -> None:
+        """Take as many chains, the next ones, and complete them: their heads, and how many bytes were written."""
+        put, mask, elements = self._put, self._mask, self._elements
+        for head, written in answers:
+            slot = 2 * (put & mask)
+            elements[slot] = head
+            elements[slot + 1] = written
+            put += 1
+        self._next = self._next + len(answers) & 0xFFFF
+        self._put = self._used[1] = put & 0xFFFF  # after the elements: see `_put_used`
+
     def put_back(self, chain: Chain) -> None:
         """Undo the last `take`: the chain will be taken again. Raises UsageError for any other chain."""
         with self.device.lock:
@@ -207,13 +243,22 @@ class Virtqueue:
             else:
                 self._next = self._next - 1 & 0xFFFF
 
-    def run(self, handle: Callable[[Virtqueue, Chain], object]) -> None:
+    def run(
+        self, handle: Callable[[Virtqueue, Chain], object], quick: Callable[[Virtqueue], int] | None = None
+    ) -> None:
         """Call `handle(queue, chain)` for all chains that are available, as one batch.
 
+        Before each, `quick(queue)` may answer some that are next, with `peek` and `use`, and says how many; after
+        BATCH of both, the host input thread goes on later.
         A chain whose `handle` raised is put back; what was raised comes out.
         """
         with self.batch():
-            for _ in range(BATCH):
+            left = BATCH
+            while left > 0:
+                if quick is not None and (done := quick(self)):
+                    left -= done
+                    continue
+                left -= 1
                 chain = self._take()
                 if chain is None:
                     return
