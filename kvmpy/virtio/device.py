@@ -87,7 +87,8 @@ class VirtioDevice:
         self.config_generation = 0
         self.notifies = False
         """Whether the driver may be notified: it has said DRIVER_OK."""
-        self.waiting_for_chains = False
+        self.waiting_for_chains = 0
+        """How many wait for chains in flight, a reset that ends later among them."""
         self._chains_are_back = threading.Condition(self.lock)
         self._resetting = self._reset_ends_later = False
         self._quiet = False
@@ -257,7 +258,8 @@ class VirtioDevice:
                 self._finish_reset()
             else:
                 self.counters["slow_reset"] += 1
-                self.waiting_for_chains = self._reset_ends_later = True
+                self.waiting_for_chains += not self._reset_ends_later
+                self._reset_ends_later = True
 
     @property
     def resetting(self) -> bool:
@@ -265,28 +267,31 @@ class VirtioDevice:
         return self._resetting
 
     def _finish_reset(self) -> None:
-        self._resetting = self._reset_ends_later = False
+        self._reset_is_over()
         self.status = self.accepted = 0
         for queue in self.queues:
             queue.reset()
         self._update()
         self.stopped()
 
+    def _reset_is_over(self) -> None:
+        self.waiting_for_chains -= self._reset_ends_later
+        self._resetting = self._reset_ends_later = False
+
     def _drained(self, queues: tuple[Virtqueue, ...]) -> bool:
         """Wait until no chain is in flight. False: it took too long. The lock is open to others meanwhile."""
         if not any(queue.in_flight for queue in queues):
             return True
-        self.waiting_for_chains = True
+        self.waiting_for_chains += 1
         self.cancel()
         done = self._chains_are_back.wait_for(lambda: not any(queue.in_flight for queue in queues), RESET_PATIENCE)
-        self.waiting_for_chains = self._reset_ends_later
+        self.waiting_for_chains -= 1
         return done
 
     def chains_are_back(self) -> None:
         """A queue has no chain in flight any more, while somebody waits for that. With `lock` held."""
         self._chains_are_back.notify_all()
         if self._reset_ends_later and not any(queue.in_flight for queue in self.queues):
-            self.waiting_for_chains = False
             self._finish_reset()
 
     def _update(self) -> None:
@@ -327,8 +332,7 @@ class VirtioDevice:
             self._quiet = True
             self._update()
             if not self._drained(self.queues):
-                self._quiet = False
-                self._update()
+                self.resume()  # and look for what the driver has notified of meanwhile
                 raise UsageError(f"{self.name}: requests are still in flight after {RESET_PATIENCE:g} seconds")
 
     def resume(self) -> None:
@@ -357,15 +361,18 @@ class VirtioDevice:
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave. Guest memory must be back already; `resume` lets the queues go on.
 
-        Raises UsageError when the state is of a device with other queues or in other memory.
+        Raises UsageError when the state is of a device with other queues or another configuration, or in other memory.
         """
         with self.lock:
             if len(state["queues"]) != len(self.queues):
                 raise UsageError(f"the state is of a device with {len(state['queues'])} queues; this one has others")
             if self.memory is None:
                 raise UsageError(f"{self.name} is not plugged in: its queues are in no guest's memory")
+            if len(state["config"]) != (0 if self.config is None else ctypes.sizeof(self.config)):
+                raise UsageError(f"the state is of a device with {len(state['config'])} bytes of configuration")
             if self.config is not None:
                 ctypes.memmove(ctypes.addressof(self.config), state["config"], ctypes.sizeof(self.config))
+            self._reset_is_over()
             self.config_generation = state["generation"]
             self.status, self.accepted = state["status"], state["accepted"]
             for queue, saved in zip(self.queues, state["queues"], strict=True):

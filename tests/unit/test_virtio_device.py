@@ -203,6 +203,24 @@ def test_without_the_feature_it_is_not() -> None:
     assert driver.request([b"b"], [1]) == b"b"
 
 
+def test_queues_that_are_reset_at_the_same_time_wait_each_for_its_own_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "RESET_PATIENCE", 60)
+    driver, keeper, _ = keeping(b"one")
+    driver.queues[1].add([b"two"])
+    driver.queues[1].kick()
+    resets = [threading.Thread(target=keeper.reset_queue, args=(index,)) for index in (0, 1)]
+    for thread in resets:
+        thread.start()
+    while keeper.waiting_for_chains < 2:
+        time.sleep(0.001)
+    for thread, chain in zip(resets, list(keeper.kept), strict=True):
+        chain.complete(0)
+        thread.join(20)
+        assert not thread.is_alive()
+    assert not keeper.waiting_for_chains
+    assert not driver.status & NEEDS_RESET
+
+
 # Configuration space (section 2.5)
 
 
@@ -306,12 +324,48 @@ def test_quiesce_says_when_it_has_waited_in_vain(monkeypatch: pytest.MonkeyPatch
     assert len(queue.used()) == 1
 
 
+def test_what_the_driver_notifies_of_while_quiesce_waits_in_vain_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "RESET_PATIENCE", 0.01)
+    driver, keeper, queue = keeping(b"a")
+
+    def cancel() -> None:
+        queue.add([b"b"], [1])
+        queue.kick()
+        assert len(keeper.kept) == 1
+
+    monkeypatch.setattr(keeper, "cancel", cancel)
+    with pytest.raises(UsageError, match="still in flight"):
+        driver.mmio.quiesce()
+    driver.board.timers[0].call()  # what the host input thread does
+    assert len(keeper.kept) == 2
+
+
+def test_a_device_that_is_restored_in_the_midst_of_a_reset_is_not_reset_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "RESET_PATIENCE", 0.01)
+    driver, keeper, queue = keeping(b"a")
+    state = driver.mmio.state()
+    driver.write(reg.STATUS, 0)
+    assert keeper.resetting
+    (late,) = keeper.kept
+    driver.mmio.restore(state)
+    driver.mmio.resume()
+    driver.board.timers[0].call()
+    late.complete(0)  # of the time before
+    assert driver.status & DRIVER_OK
+    assert not keeper.waiting_for_chains
+    keeper.answer(-1)
+    assert [answer for _, _, answer in queue.used()] == [b"a"]
+
+
 def test_a_state_of_another_device_or_memory_is_refused() -> None:
     state = FakeDriver(Echo()).start().mmio.state()
     with pytest.raises(UsageError, match="2 queues"):
         FakeDriver(Entropy()).mmio.restore(state)
     with pytest.raises(UsageError, match="not plugged in"):
         VirtioMmio(Echo()).restore(state)
+    short = state | {"device": state["device"] | {"config": state["device"]["config"][:-1]}}
+    with pytest.raises(UsageError, match="12 bytes of configuration"):
+        FakeDriver(Echo()).mmio.restore(short)  # nor is memory behind those bytes shown to a guest
     state["device"]["queues"][0]["addresses"][0] = 1 << 40
     with pytest.raises(UsageError, match="not in this guest's memory"):
         FakeDriver(Echo()).mmio.restore(state)
