@@ -31,6 +31,8 @@ _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16  # <linux/falloc.h>
 _NOT_THAT_WAY = {errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL}
 """What fallocate says where the file system cannot do it, or a host's disk not in such small pieces."""
 
+_TMPFS = 0x0102_1994  # <linux/magic.h>
+
 _QCOW_MAGIC = b"QFI\xfb"
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -38,6 +40,8 @@ _flock = _libc.flock
 _flock.argtypes = (ctypes.c_int, ctypes.c_int)
 _fallocate = _libc.fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_fstatfs = _libc.fstatfs
+_fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
 if hasattr(_libc, "fallocate64"):  # glibc: with 64 bits whatever off_t is
     _fallocate = _libc.fallocate64
     _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -93,6 +97,8 @@ class ImageFile:
             raise UsageError(f"{self.name} is empty; `truncate -s 1G {self.name}` gives it a size, and takes no space")
         self.block_size = max(os.fstatvfs(self.fd).f_bsize if self._regular else 4096, SECTOR)
         """The file system's unit of space."""
+        # tmpfs has everything in memory, as the guest's RAM is: what was swapped out is waited for. It knows no NOWAIT.
+        self._at_once = 0 if self._regular and _file_system(self.fd) == _TMPFS else os.RWF_NOWAIT
         # Nobody may guess the format of a file that a guest can write; but a path to a qcow2 image is a mistake.
         if opened_here and os.pread(self.fd, 4, 0) == _QCOW_MAGIC:
             raise UsageError(
@@ -142,11 +148,11 @@ class ImageFile:
         if not self.reads_cached or len(views) > _MOST_VIEWS:
             return 0
         try:
-            return os.preadv(self.fd, views, offset, os.RWF_NOWAIT)
+            return os.preadv(self.fd, views, offset, self._at_once)
         except BlockingIOError:  # and the host begins to read ahead
             return 0
         except OSError as error:
-            if error.errno == errno.EOPNOTSUPP:  # tmpfs, for instance
+            if error.errno == errno.EOPNOTSUPP:  # FUSE, for instance
                 self.reads_cached = False
             return 0
 
@@ -244,6 +250,12 @@ class ImageFile:
             if number != errno.EINTR:
                 raise OSError(number, os.strerror(number), self.name)
         return True
+
+
+def _file_system(fd: int) -> int:
+    """Of which kind it is: f_type, the first member of struct statfs."""
+    status = ctypes.create_string_buffer(0x100)
+    return ctypes.c_long.from_buffer(status).value if not _fstatfs(fd, status) else 0
 
 
 def _step(views: list[memoryview]) -> list[memoryview]:

@@ -211,7 +211,7 @@ def test_what_is_not_cached_is_read_by_a_worker(disks: Callable[..., Disk], monk
 
     def preadv(fd: int, views: Any, offset: int, flags: int = 0) -> int:
         threads.append(threading.current_thread())
-        if flags & os.RWF_NOWAIT:
+        if threads[-1] is threading.main_thread():
             raise BlockingIOError
         return real(fd, views, offset)
 

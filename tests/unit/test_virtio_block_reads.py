@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from virtio_devices import Keeper
 from virtio_driver import NEXT, RAM, WRITE, FakeDriver, FakeQueue, buffer_memory
 
 SECTORS = 256
+SHARED_MEMORY = Path("/dev/shm")
 OK, IOERR = b"\0", b"\1"
 
 
@@ -124,15 +126,15 @@ def test_what_the_page_cache_lacks_is_left_to_workers(ring: FakeQueue, monkeypat
 
     def preadv(fd: int, views: Sequence[memoryview], offset: int, flags: int = 0) -> int:
         """Sectors 14 to 15 are not in memory."""
-        waits = not flags & os.RWF_NOWAIT
-        if not waits:
+        by_worker = threading.current_thread() is not threading.main_thread()
+        if not by_worker:
             cached = 14 * SECTOR - offset if offset < 14 * SECTOR else 0 if offset < 16 * SECTOR else SECTORS * SECTOR
             if not cached:
                 raise BlockingIOError
             if cached < sum(map(len, views)):  # a short read ends within one of the views
                 assert real(fd, views, offset) > cached
                 return cached
-        by.append((offset // SECTOR, threading.current_thread() is not threading.main_thread()))
+        by.append((offset // SECTOR, by_worker))
         return real(fd, views, offset, flags)
 
     monkeypatch.setattr(os, "preadv", preadv)
@@ -141,6 +143,22 @@ def test_what_the_page_cache_lacks_is_left_to_workers(ring: FakeQueue, monkeypat
     ring.kick()
     assert sorted(answers(ring, 16)) == sorted(content(sector) + OK for sector in range(8, 24))
     assert {sector for sector, by_worker in by if by_worker} == {14, 15}
+
+
+@pytest.mark.skipif(not SHARED_MEMORY.is_dir(), reason="needs /dev/shm, which is a tmpfs")
+def test_an_image_in_memory_needs_no_workers() -> None:
+    with tempfile.NamedTemporaryFile(dir=SHARED_MEMORY) as image:
+        image.write(content(0, SECTORS))
+        image.flush()
+        block = Block(image.name)
+        try:
+            ring = FakeDriver(block).start().queues[0]
+            ring.add([header(3)], [SECTOR, 1])
+            ring.kick()
+            assert ring.used_idx == 1  # done before the notification was over
+            assert answers(ring, 1) == [content(3) + OK]
+        finally:
+            block.close()
 
 
 def test_a_long_batch_lets_others_have_their_turn(
