@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from enum import IntFlag
-from typing import Any
 
-from kvmpy.devices.device import NULL_LINE, Board, Device, Region, Timer
+from kvmpy.devices.device import NULL_LINE, Device, Region
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from kvmpy.devices.device import Board, Timer
 
 __all__ = ["FREQUENCY", "AcpiPm", "AcpiSleep", "Pm1Control", "Pm1Event", "SleepControl", "SleepStatus"]
 
@@ -25,7 +29,7 @@ RESET_VALUE = 0x01
 S5 = 5  # the sleep type that switches off: the number is the platform's to choose, and told by \_S5
 
 
-class Pm1Event(IntFlag):
+class Pm1Event:
     """Events in the status register, where a 1 written clears them, and in the enable register (tables 4.15, 4.16)."""
 
     TMR = 1 << 0  # the timer's highest bit has changed
@@ -36,7 +40,7 @@ class Pm1Event(IntFlag):
     WAK = 1 << 15  # status only
 
 
-class Pm1Control(IntFlag):
+class Pm1Control:
     """The control register (table 4.17)."""
 
     SCI_EN = 1 << 0  # ACPI mode: always on, as there is no other
@@ -46,24 +50,24 @@ class Pm1Control(IntFlag):
     SLP_EN = 1 << 13  # reads zero
 
 
-class SleepControl(IntFlag):
+class SleepControl:
     """The sleep control register of hardware-reduced ACPI (table 4.20)."""
 
     SLP_TYP = 7 << 2
     SLP_EN = 1 << 5  # reads zero
 
 
-class SleepStatus(IntFlag):
+class SleepStatus:
     """The sleep status register (table 4.21)."""
 
     WAK = 1 << 7
 
 
-_ENABLES = int(Pm1Event.TMR | Pm1Event.GBL | Pm1Event.PWRBTN | Pm1Event.SLPBTN | Pm1Event.RTC)
-_KEPT = int(Pm1Control.BM_RLD | Pm1Control.SLP_TYP)
-_SCI_EN = int(Pm1Control.SCI_EN)
-_SLP_EN = int(Pm1Control.SLP_EN)
-_TMR = int(Pm1Event.TMR)
+_ENABLES = Pm1Event.TMR | Pm1Event.GBL | Pm1Event.PWRBTN | Pm1Event.SLPBTN | Pm1Event.RTC
+_KEPT = Pm1Control.BM_RLD | Pm1Control.SLP_TYP
+_SCI_EN = Pm1Control.SCI_EN
+_SLP_EN = Pm1Control.SLP_EN
+_TMR = Pm1Event.TMR
 
 
 class _SwitchesOff(Device):
@@ -203,7 +207,7 @@ class AcpiPm(_SwitchesOff):
     def press_power_button(self) -> None:
         """Press it and let go: the guest is interrupted if it listens, and does what it likes. From any thread."""
         with self._lock:
-            self._status |= Pm1Event.PWRBTN.value
+            self._status |= Pm1Event.PWRBTN
             self._update()
 
     def reset(self) -> None:
@@ -251,8 +255,8 @@ class AcpiSleep(_SwitchesOff):
 
     def write(self, offset: int, size: int, value: int) -> None:
         if offset == self.CONTROL:
-            self._control = value & SleepControl.SLP_TYP.value
-            if value & SleepControl.SLP_EN.value:
+            self._control = value & SleepControl.SLP_TYP
+            if value & SleepControl.SLP_EN:
                 self._sleep(self._control >> 2)
         elif offset == self.RESET:
             self._reset_machine(value & 0xFF)

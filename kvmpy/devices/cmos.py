@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from enum import IntFlag
-from typing import Any
 
-from kvmpy.devices.device import NULL_LINE, Board, Device, Region, Timer
+from kvmpy.devices.device import NULL_LINE, Device, Region
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from kvmpy.devices.device import Board, Timer
 
 __all__ = ["Cmos", "RegisterA", "RegisterB", "RegisterC", "RegisterD"]
 
@@ -27,14 +31,14 @@ LONGEST_SLEEP = 60.0
 """Seconds after which the clock is looked at again: somebody may have set the host's meanwhile."""
 
 
-class RegisterA(IntFlag):
+class RegisterA:
     """Update in progress, divider control, rate selection."""
 
     UIP = 1 << 7
     DV_RESET = 0x60  # both upper bits of DV: the divider is held in reset
 
 
-class RegisterB(IntFlag):
+class RegisterB:
     """Modes and interrupt enables."""
 
     DSE = 1 << 0
@@ -47,7 +51,7 @@ class RegisterB(IntFlag):
     SET = 1 << 7
 
 
-class RegisterC(IntFlag):
+class RegisterC:
     """Interrupt flags; a read clears them."""
 
     UF = 1 << 4
@@ -56,7 +60,7 @@ class RegisterC(IntFlag):
     IRQF = 1 << 7
 
 
-class RegisterD(IntFlag):
+class RegisterD:
     """Valid RAM and time: the battery is good."""
 
     VRT = 1 << 7
@@ -100,8 +104,8 @@ class Cmos(Device):
         self._level = False
         self._ram = bytearray(0x80)
         self._ram[A] = 0x26  # 32.768 kHz crystal, periodic rate 1024 Hz
-        self._ram[B] = RegisterB.HOURS_24.value
-        self._ram[D] = RegisterD.VRT.value
+        self._ram[B] = RegisterB.HOURS_24
+        self._ram[D] = RegisterD.VRT
         self._describe(memory_below_4g, memory_above_4g, cpus, boot_order)
         start = int(now())
         utc = time.gmtime(start)
@@ -166,7 +170,7 @@ class Cmos(Device):
             self._advance()
             return self._encode(index)
         if index == A:
-            return self._ram[A] | (RegisterA.UIP.value if self._update_is_near() else 0)
+            return self._ram[A] | (RegisterA.UIP if self._update_is_near() else 0)
         if index == C:
             self._look()
             flags = self._ram[C]
@@ -185,8 +189,8 @@ class Cmos(Device):
             self._advance()  # the old mode holds up to now
             if index == A:
                 value &= 0x7F
-            elif value & RegisterB.SET.value:
-                value &= ~RegisterB.UIE.value
+            elif value & RegisterB.SET:
+                value &= ~RegisterB.UIE
             stopped = not self._running()
             self._ram[index] = value
             if stopped and self._running():
@@ -203,7 +207,7 @@ class Cmos(Device):
     # --- the clock --------------------------------------------------------------------------------------------------
 
     def _running(self) -> bool:
-        return not self._ram[B] & RegisterB.SET.value and self._ram[A] & 0x60 != RegisterA.DV_RESET.value
+        return not self._ram[B] & RegisterB.SET and self._ram[A] & 0x60 != RegisterA.DV_RESET
 
     def _update_is_near(self) -> bool:
         return self._running() and 1 - (self._now() - self._since) % 1 <= UPDATE_WARNING
@@ -236,22 +240,22 @@ class Cmos(Device):
         """The register's value in the guest's format: BCD or binary, 12 or 24 hours."""
         value = self._clock[CLOCK_REGISTERS.index(index)]
         afternoon = 0
-        if index == HOURS and not self._ram[B] & RegisterB.HOURS_24.value:
+        if index == HOURS and not self._ram[B] & RegisterB.HOURS_24:
             afternoon = 0x80 if value >= 12 else 0
             value = (value - 1) % 12 + 1
-        if not self._ram[B] & RegisterB.BINARY.value:
+        if not self._ram[B] & RegisterB.BINARY:
             value = (value // 10 % 10) << 4 | value % 10
         return value & 0xFF | afternoon
 
     def _plain(self, index: int, value: int) -> int:
         """The number that a register value means in the present format."""
         afternoon = False
-        if index in (HOURS, HOURS_ALARM) and not self._ram[B] & RegisterB.HOURS_24.value:
+        if index in (HOURS, HOURS_ALARM) and not self._ram[B] & RegisterB.HOURS_24:
             afternoon = bool(value & 0x80)
             value &= 0x7F
-        if not self._ram[B] & RegisterB.BINARY.value:
+        if not self._ram[B] & RegisterB.BINARY:
             value = (value >> 4) * 10 + (value & 0x0F)
-        if index in (HOURS, HOURS_ALARM) and not self._ram[B] & RegisterB.HOURS_24.value:
+        if index in (HOURS, HOURS_ALARM) and not self._ram[B] & RegisterB.HOURS_24:
             value = value % 12 + 12 * afternoon
         return value
 
@@ -277,17 +281,17 @@ class Cmos(Device):
         before, self._checked = self._checked, present
         if present <= before:
             return
-        if self._ram[A] & 0x60 != RegisterA.DV_RESET.value and self._ram[A] & 0x0F:
+        if self._ram[A] & 0x60 != RegisterA.DV_RESET and self._ram[A] & 0x0F:
             period = self._period()
             if present // period != before // period:
-                self._ram[C] |= RegisterC.PF.value
+                self._ram[C] |= RegisterC.PF
         if self._running():
             first = int((before - self._since) // 1) + 1  # the updates in (before, present], counted from `_since`
             last = int((present - self._since) // 1)
             if last >= first:
-                self._ram[C] |= RegisterC.UF.value
+                self._ram[C] |= RegisterC.UF
                 if self._next_alarm(first, last) is not None:
-                    self._ram[C] |= RegisterC.AF.value
+                    self._ram[C] |= RegisterC.AF
         self._drive()
 
     def _period(self) -> float:
@@ -309,14 +313,14 @@ class Cmos(Device):
     def _next_event(self, enabled: int) -> float | None:
         """When the next of these events comes, by `now()`; all up to `_checked` have been seen."""
         moments = []
-        if enabled & RegisterB.PIE.value and self._ram[A] & 0x60 != RegisterA.DV_RESET.value and self._ram[A] & 0x0F:
+        if enabled & RegisterB.PIE and self._ram[A] & 0x60 != RegisterA.DV_RESET and self._ram[A] & 0x0F:
             period = self._period()
             moments.append((self._checked // period + 1) * period)
         if self._running():
             first = int((self._checked - self._since) // 1) + 1
-            if enabled & RegisterB.UIE.value:
+            if enabled & RegisterB.UIE:
                 moments.append(self._since + first)
-            if enabled & RegisterB.AIE.value:
+            if enabled & RegisterB.AIE:
                 alarm = self._next_alarm(first, first + DAY_SECONDS)
                 if alarm is not None:
                     moments.append(self._since + alarm)
@@ -344,7 +348,7 @@ class Cmos(Device):
 
     def _drive(self) -> None:
         enabled = self._ram[B] & self._ram[C] & 0x70  # each enable bit stands where its flag is
-        self._ram[C] = self._ram[C] & 0x70 | (RegisterC.IRQF.value if enabled else 0)
+        self._ram[C] = self._ram[C] & 0x70 | (RegisterC.IRQF if enabled else 0)
         level = bool(enabled)
         if level != self._level:
             self._level = level
@@ -359,7 +363,7 @@ class Cmos(Device):
         """The RESET pin: interrupts off, flags cleared. Time, alarm and memory stay (data sheet, "RESET")."""
         with self._lock:
             self._look()
-            self._ram[B] &= ~(RegisterB.PIE | RegisterB.AIE | RegisterB.UIE | RegisterB.SQWE).value
+            self._ram[B] &= ~(RegisterB.PIE | RegisterB.AIE | RegisterB.UIE | RegisterB.SQWE)
             self._ram[C] = 0
             self._drive()
             self._set_timer()

@@ -8,9 +8,14 @@ import threading
 import time
 from codecs import getincrementaldecoder
 from collections.abc import Callable
-from typing import Any, Protocol, TypeGuard, cast, overload
 
 from kvmpy.errors import KvmpyError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol, TypeGuard, overload
+else:
+    Protocol = object
 
 __all__ = ["ConsoleOutput", "ExpectTimeout", "Sink"]
 
@@ -167,10 +172,13 @@ class ConsoleOutput:
         """How many bytes have left the ring. (The sink had them.)"""
         return self._snapshot()[0]
 
-    @overload
-    def expect(self, pattern: bytes | re.Pattern[bytes], timeout: float = 5.0) -> re.Match[bytes]: ...
-    @overload
-    def expect(self, pattern: str | re.Pattern[str], timeout: float = 5.0) -> re.Match[str]: ...
+    if TYPE_CHECKING:
+
+        @overload
+        def expect(self, pattern: bytes | re.Pattern[bytes], timeout: float = 5.0) -> re.Match[bytes]: ...
+        @overload
+        def expect(self, pattern: str | re.Pattern[str], timeout: float = 5.0) -> re.Match[str]: ...
+
     def expect(
         self, pattern: bytes | str | re.Pattern[bytes] | re.Pattern[str], timeout: float = 5.0
     ) -> re.Match[bytes] | re.Match[str]:
@@ -217,7 +225,8 @@ class ConsoleOutput:
             return match
         # surrogateescape loses nothing, so a place in the text can be turned back into a place in the bytes.
         text = data.decode("utf-8", "surrogateescape")
-        found = cast("re.Pattern[str]", pattern).search(text)
+        characters: re.Pattern[str] = pattern  # type: ignore[assignment]
+        found = characters.search(text)
         if found is not None:
             self._cursor = start + len(text[: found.end()].encode("utf-8", "surrogateescape"))
         return found

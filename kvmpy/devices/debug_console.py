@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from kvmpy.devices.console_output import ConsoleOutput
+from kvmpy.devices.device import Device, Region
 
-from kvmpy.devices.console_output import ConsoleOutput, Sink
-from kvmpy.devices.device import Board, Device, Region
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from kvmpy.devices.console_output import Sink
+    from kvmpy.devices.device import Board
 
 __all__ = ["DebugConsole"]
 

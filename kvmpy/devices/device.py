@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Protocol
+
     from kvmpy.devices.host_input import HostInput
+else:
+    Protocol = object
 
 __all__ = [
     "NULL_LINE", "Board", "Device", "InterruptEvent", "InterruptLine", "Region", "Timer", "WriteEvent",

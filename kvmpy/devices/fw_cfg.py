@@ -6,12 +6,16 @@ Source: QEMU, docs/specs/fw_cfg ("QEMU Firmware Configuration (fw_cfg) Device").
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
-from enum import IntEnum, IntFlag
-from typing import Any, Protocol
 
 from kvmpy.devices.device import Device, Region
 from kvmpy.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any, Protocol
+else:
+    Protocol = object
 
 __all__ = ["FLOPPY_SIZES", "DmaControl", "FwCfg", "GuestMemory", "Key"]
 
@@ -33,7 +37,7 @@ FLOPPY_SIZES = tuple(size * KIB for size in (160, 180, 320, 360, 720, 1200, 1440
 USUAL_FLOPPY = 1440 * KIB
 
 
-class Key(IntEnum):
+class Key:
     """The items with a number of their own."""
 
     SIGNATURE = 0x00
@@ -48,7 +52,7 @@ class Key(IntEnum):
     FILE_DIR = 0x19
 
 
-class DmaControl(IntFlag):
+class DmaControl:
     """The lower half of a DMA descriptor's first field; with SELECT, the upper half is the key."""
 
     ERROR = 1 << 0
@@ -218,10 +222,10 @@ class FwCfg(Device):
         except ValueError:
             self.counters["dma_error"] += 1
             return
-        if control & DmaControl.SELECT.value:
+        if control & DmaControl.SELECT:
             self._select(control >> 16)
         failed = False
-        if control & DmaControl.READ.value:
+        if control & DmaControl.READ:
             try:
                 while length:
                     # What is beyond the item is zeros for 4 GiB if the guest likes: never build them in one piece.
@@ -231,14 +235,14 @@ class FwCfg(Device):
                     length -= chunk
             except ValueError:
                 failed = True
-        elif control & DmaControl.WRITE.value:
+        elif control & DmaControl.WRITE:
             failed = True
-        elif control & DmaControl.SKIP.value:
+        elif control & DmaControl.SKIP:
             self._offset = min(self._offset + length, 0xFFFF_FFFF)
         if failed:
             self.counters["dma_error"] += 1
         try:
-            memory.write(address, struct.pack(">I", DmaControl.ERROR.value if failed else 0))
+            memory.write(address, struct.pack(">I", DmaControl.ERROR if failed else 0))
         except ValueError:
             self.counters["dma_error"] += 1
 

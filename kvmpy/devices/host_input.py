@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
-from typing import Protocol
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+else:
+    Protocol = object
 
 __all__ = ["HasFileno", "HostInput", "InputStream"]
 

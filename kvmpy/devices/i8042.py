@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from enum import IntFlag
-from typing import Any
 
 from kvmpy.devices.device import Device, Region
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["I8042", "Config", "Status"]
 
@@ -27,7 +29,7 @@ FROM_KEYBOARD = 0x100  # beside a byte in the output buffer: it interrupts
 NO_AUX_CLOCK = 0x01  # answer to the test of the auxiliary port: its clock line is stuck low, for nothing is there
 
 
-class Status(IntFlag):
+class Status:
     """Port 0x64, read."""
 
     OBF = 1 << 0  # a byte waits at port 0x60
@@ -40,7 +42,7 @@ class Status(IntFlag):
     PARITY = 1 << 7
 
 
-class Config(IntFlag):
+class Config:
     """The controller's command byte (commands 0x20 and 0x60)."""
 
     KEYBOARD_INTERRUPT = 1 << 0
@@ -51,11 +53,11 @@ class Config(IntFlag):
     TRANSLATE = 1 << 6
 
 
-_TRANSLATE = int(Config.TRANSLATE)
-_DISABLED = int(Config.KEYBOARD_DISABLED)
-_AUX_DISABLED = int(Config.AUX_DISABLED)
+_TRANSLATE = Config.TRANSLATE
+_DISABLED = Config.KEYBOARD_DISABLED
+_AUX_DISABLED = Config.AUX_DISABLED
 _SET_1_OF = {0x01: 0x43, 0x02: 0x41, 0x03: 0x3F, 0x83: 0x41}  # set 2: F9, F7, F5, F7
-_POWER_ON_CONFIG = int(Config.KEYBOARD_INTERRUPT | Config.SYS | Config.AUX_DISABLED | Config.TRANSLATE)
+_POWER_ON_CONFIG = Config.KEYBOARD_INTERRUPT | Config.SYS | Config.AUX_DISABLED | Config.TRANSLATE
 
 
 class I8042(Device):
@@ -108,11 +110,11 @@ class I8042(Device):
                 self._fill()
                 return value
             if offset == COMMAND:
-                status = Status.UNLOCKED.value | self._config & Config.SYS.value
+                status = Status.UNLOCKED | self._config & Config.SYS
                 if self._output is not None:
-                    status |= Status.OBF.value
+                    status |= Status.OBF
                 if self._last_was_command:
-                    status |= Status.COMMAND.value
+                    status |= Status.COMMAND
                 return status
             if offset == SYSTEM_CONTROL_A:
                 return self.a20_enabled << 1
@@ -152,7 +154,7 @@ class I8042(Device):
         elif command == 0xA9:
             self._replies.append(NO_AUX_CLOCK)
         elif command == 0xAA:
-            self._config |= Config.SYS.value
+            self._config |= Config.SYS
             self._replies.append(SELF_TEST_PASSED)
         elif command == 0xAB:
             self._replies.append(0x00)  # the keyboard's lines are fine
@@ -255,7 +257,7 @@ class I8042(Device):
         # Only what comes from the keyboard interrupts. The controller's own answers are polled for, and an edge that
         # the PIC keeps until later would then find nothing to read: SeaBIOS takes that for a key.
         output = self._output or 0
-        level = bool(output & FROM_KEYBOARD and self._config & Config.KEYBOARD_INTERRUPT.value)
+        level = bool(output & FROM_KEYBOARD and self._config & Config.KEYBOARD_INTERRUPT)
         if level != self._level:
             self._level = level
             if level:

@@ -5,14 +5,12 @@ Linux has a driver, pvpanic-mmio, and finds the port by the device QEMU0001 in t
 
 from __future__ import annotations
 
-from enum import IntFlag
-
 from kvmpy.devices.device import Device, Region
 
 __all__ = ["PvPanic", "PvPanicEvent"]
 
 
-class PvPanicEvent(IntFlag):
+class PvPanicEvent:
     """What a read says is understood, and a write says has happened."""
 
     PANICKED = 1 << 0
@@ -22,7 +20,7 @@ class PvPanicEvent(IntFlag):
     """It asks to be switched off."""
 
 
-_ALL = int(PvPanicEvent.PANICKED | PvPanicEvent.CRASH_LOADED | PvPanicEvent.SHUTDOWN)
+_ALL = PvPanicEvent.PANICKED | PvPanicEvent.CRASH_LOADED | PvPanicEvent.SHUTDOWN
 
 
 class PvPanic(Device):
@@ -46,9 +44,9 @@ class PvPanic(Device):
     def write(self, offset: int, size: int, value: int) -> None:
         if value & ~_ALL:
             self.counters["unknown_event"] += 1
-        if value & PvPanicEvent.CRASH_LOADED.value:
+        if value & PvPanicEvent.CRASH_LOADED:
             self.counters["crash_loaded"] += 1
-        elif value & PvPanicEvent.PANICKED.value and self.board is not None:
+        elif value & PvPanicEvent.PANICKED and self.board is not None:
             self.board.panic(f"the guest reported a panic, by {self.name} at port {self.port:#x}")
-        elif value & PvPanicEvent.SHUTDOWN.value and self.board is not None:
+        elif value & PvPanicEvent.SHUTDOWN and self.board is not None:
             self.board.shutdown(f"{self.name} at port {self.port:#x}")

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import Any
 
-from kvmpy.devices.console_output import ConsoleOutput, Sink
-from kvmpy.devices.device import Board, Device, Region
-from kvmpy.devices.host_input import HasFileno, HostInput, InputStream
+from kvmpy.devices.console_output import ConsoleOutput
+from kvmpy.devices.device import Device, Region
+from kvmpy.devices.host_input import InputStream
 from kvmpy.devices.uart16550_registers import (
     FIFO_SIZE,
     IER,
@@ -34,20 +33,27 @@ from kvmpy.devices.uart16550_registers import (
     Msr,
 )
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from kvmpy.devices.console_output import Sink
+    from kvmpy.devices.device import Board
+    from kvmpy.devices.host_input import HasFileno, HostInput
+
 __all__ = ["Fcr", "Ier", "Iir", "Lcr", "Lsr", "Mcr", "Msr", "Uart16550"]
 
-# Plain ints: an operation on an IntFlag costs more than a whole register access.
-_ERBFI, _ETBEI, _ELSI, _EDSSI = (int(bit) for bit in Ier)
-_DR = int(Lsr.DR)
-_EMPTY = int(Lsr.THRE | Lsr.TEMT)
-_CHARACTER_ERRORS = int(Lsr.PE | Lsr.FE | Lsr.BI)
-_LINE_ERRORS = int(Lsr.OE) | _CHARACTER_ERRORS
-_FIFO_ERROR = int(Lsr.FIFO_ERROR)
+_ERBFI, _ETBEI, _ELSI, _EDSSI = Ier.ERBFI, Ier.ETBEI, Ier.ELSI, Ier.EDSSI
+_DR = Lsr.DR
+_EMPTY = Lsr.THRE | Lsr.TEMT
+_CHARACTER_ERRORS = Lsr.PE | Lsr.FE | Lsr.BI
+_LINE_ERRORS = Lsr.OE | _CHARACTER_ERRORS
+_FIFO_ERROR = Lsr.FIFO_ERROR
 _CLEARED_BY_READ = _LINE_ERRORS | _FIFO_ERROR
-_DLAB = int(Lcr.DLAB)
-_LOOP = int(Mcr.LOOP)
-_OUT2 = int(Mcr.OUT2)
-_CONNECTED = int(Msr.DCD | Msr.DSR | Msr.CTS)
+_DLAB = Lcr.DLAB
+_LOOP = Mcr.LOOP
+_OUT2 = Mcr.OUT2
+_CONNECTED = Msr.DCD | Msr.DSR | Msr.CTS
 
 
 class Uart16550(ConsoleOutput, Device):
@@ -95,7 +101,7 @@ class Uart16550(ConsoleOutput, Device):
         self._scr = 0
         self._divisor = 0x000C
         self._thre_pending = False
-        self._iir = int(Iir.NOT_PENDING)
+        self._iir = Iir.NOT_PENDING
 
     # --- the guest's side -------------------------------------------------------------------------------------------
 
@@ -159,7 +165,7 @@ class Uart16550(ConsoleOutput, Device):
         elif offset == IER:
             value = self._divisor >> 8 if self._lcr & _DLAB else self._ier
         elif offset == IIR_FCR:
-            value = self._iir | (Iir.FIFOS_ENABLED.value if self._fifos_enabled else 0)
+            value = self._iir | (Iir.FIFOS_ENABLED if self._fifos_enabled else 0)
             if self._iir == Iir.THR_EMPTY:
                 self._thre_pending = False  # reading IIR resets this source, and no other
         elif offset == LCR:
@@ -200,12 +206,12 @@ class Uart16550(ConsoleOutput, Device):
         return value
 
     def _control_fifos(self, value: int) -> None:
-        enable = bool(value & Fcr.ENABLE.value)
-        if enable != self._fifos_enabled or (enable and value & Fcr.RESET_RECEIVER.value):
+        enable = bool(value & Fcr.ENABLE)
+        if enable != self._fifos_enabled or (enable and value & Fcr.RESET_RECEIVER):
             if self._fifo:
                 self.counters["fifo_reset"] += len(self._fifo)
             self._fifo.clear()
-            self._lsr &= ~(_LINE_ERRORS & ~Lsr.OE.value)
+            self._lsr &= ~(_LINE_ERRORS & ~Lsr.OE)
         self._fifos_enabled = enable
         self._trigger = TRIGGER_LEVELS[value >> 6] if enable else 1  # programmed only along with bit 0
         self._show_fifo()
@@ -217,7 +223,7 @@ class Uart16550(ConsoleOutput, Device):
     def _arrive(self, character: int) -> None:
         """A character has come in whole. Where there is no room, it overruns."""
         if len(self._fifo) >= (FIFO_SIZE if self._fifos_enabled else 1):
-            self._lsr |= Lsr.OE.value
+            self._lsr |= Lsr.OE
             self.counters["overrun"] += 1
             if self._fifos_enabled:
                 return  # the FIFO stays, the shift register is overwritten
@@ -251,7 +257,7 @@ class Uart16550(ConsoleOutput, Device):
             lines = (mcr & 2) << 3 | (mcr & 1) << 5 | (mcr & 4) << 4 | (mcr & 8) << 4
         before = self._msr & 0xF0
         changed = (lines ^ before) >> 4
-        if changed & 4 and lines & Msr.RI.value:
+        if changed & 4 and lines & Msr.RI:
             changed &= ~4  # TERI tells only the trailing edge of the ring indicator
         self._msr = self._msr & 0x0F | changed | lines
 
@@ -287,7 +293,7 @@ class Uart16550(ConsoleOutput, Device):
 
     def send_break(self) -> None:
         """Send a break: a zero character with framing error and break indication. To Linux: the start of a SysRq."""
-        self._enqueue([(Lsr.BI | Lsr.FE).value << 8])
+        self._enqueue([(Lsr.BI | Lsr.FE) << 8])
 
     def _enqueue(self, characters: bytes | list[int]) -> None:
         with self._lock:
@@ -301,10 +307,10 @@ class Uart16550(ConsoleOutput, Device):
         with self._lock:
             return len(self._queue) + len(self._fifo)
 
-    def set_modem_inputs(self, lines: Msr) -> None:
-        """Set the four modem lines that come in: any of CTS, DSR, RI and DCD."""
+    def set_modem_inputs(self, lines: int) -> None:
+        """Set the four modem lines that come in: any of CTS, DSR, RI and DCD of `Msr`, 0 for none."""
         with self._lock:
-            self._inputs = int(lines) & 0xF0
+            self._inputs = lines & 0xF0
             self._follow_modem_lines()
             self._update()
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from kvmpy.machine.machine import Machine
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from kvmpy.devices import I8042, AcpiPm, Cmos, DebugConsole, Uart16550
     from kvmpy.devices.console_output import Sink
 

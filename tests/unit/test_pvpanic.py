@@ -14,9 +14,7 @@ def plugged_in() -> tuple[PvPanic, RecordingBoard]:
 
 def test_a_read_says_which_events_are_understood() -> None:
     device, _ = plugged_in()
-    assert PvPanicEvent(device.read(0, 1)) == (
-        PvPanicEvent.PANICKED | PvPanicEvent.CRASH_LOADED | PvPanicEvent.SHUTDOWN
-    )
+    assert device.read(0, 1) == PvPanicEvent.PANICKED | PvPanicEvent.CRASH_LOADED | PvPanicEvent.SHUTDOWN
 
 
 @pytest.mark.parametrize(

@@ -415,7 +415,7 @@ def test_ring_indicator_is_noted_at_its_trailing_edge() -> None:
     w = Wired()
     w.uart.set_modem_inputs(Msr.RI)
     assert not w.read(MSR) & Msr.TERI
-    w.uart.set_modem_inputs(Msr(0))
+    w.uart.set_modem_inputs(0)
     assert w.read(MSR) & Msr.TERI
 
 
@@ -554,7 +554,7 @@ def play(w: Wired, accesses: list[tuple[str, int, int]]) -> list[int]:
         elif kind == "break":
             w.uart.send_break()
         else:
-            w.uart.set_modem_inputs(Msr(value))
+            w.uart.set_modem_inputs(value)
         answers.append(w.line.level)
     return answers
 
