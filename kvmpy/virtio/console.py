@@ -14,7 +14,7 @@ from kvmpy.errors import UsageError
 from kvmpy.virtio.chain import Chain
 from kvmpy.virtio.console_port import ConsolePort
 from kvmpy.virtio.device import VirtioDevice
-from kvmpy.virtio.virtqueue import Virtqueue
+from kvmpy.virtio.virtqueue import BATCH, Virtqueue
 
 if TYPE_CHECKING:
     import re
@@ -31,7 +31,11 @@ _CONTROL = struct.Struct("<IHH")  # struct virtio_console_control: id, event, va
 _ENTRIES = 64
 _CONTROL_ENTRIES = 32
 _PIECE = 0x1_0000
-"""Bytes of a request that are taken at once: a chain may have 4 GiB."""
+"""Bytes of a request that are taken at once."""
+_MOST_OUTPUT = 16 << 20
+"""Bytes of one request. A hostile guest may make 4 GiB of a few pages, again and again; no driver writes that much."""
+_AT_ONCE = 1 << 20
+"""After so many bytes of output for one notification, others may have the thread first."""
 _MOST_PORTS = 31
 _MOST_MESSAGES = 1024
 """That wait for a driver which makes no buffers available. One that asks for more is told no more."""
@@ -191,7 +195,12 @@ class VirtioConsole(VirtioDevice):
         elif index % 2 == 0:
             self._port_of(index).feed()
         else:
-            queue.run(self.handle)
+            self._taken = 0
+            queue.run(self.handle, self._has_enough)
+
+    def _has_enough(self, queue: Virtqueue) -> int:
+        """For `run`: much output counts as a whole batch."""
+        return BATCH if self._taken >= _AT_ONCE else 0
 
     def _port_of(self, index: int) -> ConsolePort:
         return self.ports[max(0, index // 2 - 1)]
@@ -201,8 +210,15 @@ class VirtioConsole(VirtioDevice):
             self._control(chain.read(_CONTROL.size))
         else:
             port = self._port_of(queue.index)
-            while chain.readable_left:
-                port.written(chain.read(min(chain.readable_left, _PIECE)))
+            left = chain.readable_left
+            if left > _MOST_OUTPUT:
+                self.counters["giant_output"] += 1
+                left = _MOST_OUTPUT
+            self._taken += left
+            while left:
+                piece = chain.read(min(left, _PIECE))
+                left -= len(piece)
+                port.written(piece)
             if self._reminders_left:
                 self._remind_later()
         chain.complete(0)

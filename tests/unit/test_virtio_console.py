@@ -80,6 +80,28 @@ def test_lines_are_told_one_by_one() -> None:
     assert lines == [b"ab\n", b"c\rd\n", b"e\n", b"\n"]
 
 
+def test_giant_output_is_cut_and_others_have_their_turn() -> None:
+    taken = 0
+
+    def sink(data: bytes) -> None:
+        nonlocal taken
+        taken += len(data)
+
+    driver = started(sink=sink)
+    queue = driver.queues[TRANSMIT]
+    page = driver.place(bytes(0x1_0000))
+    table = b"".join(struct.pack("<QIHH", page, 0x1_0000, at < 1023, at + 1) for at in range(1024))  # 64 MiB
+    queue.desc(0, driver.place(table, 16), len(table), 4)
+    for _ in range(8):
+        queue.make_available(0)
+    queue.kick()
+    assert (len(queue.used()), taken) == (1, 16 << 20)
+    assert driver.device.counters == {"giant_output": 1}
+    for number in range(2, 10):
+        driver.board.timers[0].call()  # what the host input thread does
+        assert taken == min(number, 8) * 16 << 20
+
+
 def test_what_is_sent_waits_for_buffers_and_fills_them() -> None:
     driver = started()
     driver.device.send("hällo")
