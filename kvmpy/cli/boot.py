@@ -45,6 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "kvmpy boot [options] [KERNEL]"
     add_kernel_arguments(parser)
     machine = add_machine_arguments(parser, memory=_MEMORY)
+    machine.add_argument(
+        "--no-direct", dest="direct", action="store_false",
+        help="where KVM has no VT-x or AMD-V below it, leave all of Linux's ring 0 to KVM's instruction emulator",
+    )  # fmt: skip
     add_report_arguments(parser, machine)
     add_inspection_arguments(parser)
 
@@ -72,6 +76,12 @@ class BootPc(SmallPc):
             say(f"boots {path}, the newest kernel there")
         self._progress.phase(f"opening {path}")
         return open_kernel(path, self.args, _window())
+
+    def load(self) -> None:
+        super().load()
+        if not self.args.direct:
+            for runner in self.machine.runners:
+                runner.runs_ring_0_directly = False
 
     def run(self, timeout: float | None) -> Outcome:
         """Run it; as long as it is silent, tell how long that has been."""

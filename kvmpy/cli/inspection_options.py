@@ -1,17 +1,18 @@
-"""The options of `kvmpy run` that look into the guest: gdb, coverage, symbols, and where a crash report goes."""
+"""The options of `kvmpy run` and `kvmpy boot` that look into the guest: gdb, coverage, profiles, crash reports."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import os
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from kvmpy.cli.small_pc import say
 from kvmpy.errors import UsageError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from kvmpy.debug.crash_report import CrashReport
     from kvmpy.debug.symbols import SymbolTable
     from kvmpy.machine import Machine
@@ -40,9 +41,14 @@ def add_inspection_arguments(parser: argparse.ArgumentParser) -> None:
         help="every instruction by itself, exact and slow, or breakpoints that go when they are reached",
     )  # fmt: skip
     group.add_argument(
+        "--profile", metavar="FILE",
+        help="look a hundred times a second where every processor is, and write which functions the guest was in and "
+        "what Python took of the time: .folded is for flame graphs, else text",
+    )  # fmt: skip
+    group.add_argument(
         "--symbols", metavar="FILE",
-        help="names for the addresses in a crash report: a System.map, or an ELF file such as a vmlinux that was not "
-        "stripped. Default: those of the image",
+        help="names for the addresses in a crash report or profile: a System.map, or an ELF file such as a vmlinux "
+        "that was not stripped. Default: those of the image",
     )  # fmt: skip
     group.add_argument(
         "--crash-report", metavar="FILE",
@@ -73,6 +79,10 @@ def looking_into(args: argparse.Namespace, machine: Machine) -> Iterator[None]:
 
             coverage_format(args.coverage)  # a suffix that is unknown should not come up when the run is over
             coverage = stack.enter_context(machine.coverage(args.coverage_by))
+        profile = None
+        if args.profile is not None:
+            _check_writable(args.profile)
+            profile = stack.enter_context(machine.profile())
         if args.gdb is not None:
             server = stack.enter_context(machine.serve_gdb(args.gdb, wait=True, architecture=args.gdb_architecture))
             where = server.address
@@ -81,6 +91,17 @@ def looking_into(args: argparse.Namespace, machine: Machine) -> Iterator[None]:
         yield
     if coverage is not None:
         coverage.write(args.coverage)
+    if profile is not None:
+        profile.save(args.profile)
+
+
+def _check_writable(path: str) -> None:
+    """Raises UsageError for a file that could not be written when the run is over."""
+    try:
+        with open(path, "a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise UsageError(f"the profile cannot be written to {path}: {error.strerror}") from error
 
 
 def _read_symbols(path: str) -> SymbolTable:

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import sys
 import time
-from typing import TYPE_CHECKING, Any, TextIO
 
 from kvmpy.cli.inspection_options import add_inspection_arguments, looking_into, write_crash_report
 from kvmpy.cli.quantities import seconds
@@ -30,8 +29,10 @@ from kvmpy.cli.run_report import (
 from kvmpy.cli.small_pc import ProgramPc, add_image_arguments, add_machine_arguments, say
 from kvmpy.errors import KvmError, UsageError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any, TextIO
 
     from kvmpy.cli.small_pc import SmallPc
     from kvmpy.machine import Machine, Outcome

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from kvmpy.cli.small_pc import ImageUnreadable
 from kvmpy.errors import ImageError, KvmError, UsageError
 from kvmpy.machine.outcome import End
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from kvmpy.machine import Machine, Outcome
     from kvmpy.machine.statistics import AccessCount, Statistics
 

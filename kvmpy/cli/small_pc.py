@@ -7,7 +7,6 @@ import contextlib
 import os
 import stat
 import sys
-from typing import TYPE_CHECKING, Any
 
 from kvmpy.cli.cpu_option import HELP, cpu
 from kvmpy.cli.net_option import add_net_arguments, plug_in_network
@@ -15,10 +14,11 @@ from kvmpy.cli.quantities import address, count, size
 from kvmpy.cli.virtio_options import add_virtio_arguments, plug_in_virtio
 from kvmpy.errors import ImageError, UsageError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
-    from typing import Self
+    from typing import Any, Self
 
     from kvmpy.boot import Entry, Image
     from kvmpy.devices import Uart16550
