@@ -12,6 +12,7 @@ instructions and ring-3 entries done in software. A sample costs the guest an ex
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from typing import TYPE_CHECKING
 from kvmpy.errors import ClosedError, UsageError
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
     from types import TracebackType
     from typing import Self
@@ -222,9 +222,20 @@ class Profile:
         return sum(each.python for each in times) / wall if wall else 0.0
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the whole report to a file. Raises OSError as `open` does."""
+        """Write the whole report to a file: `folded` when its name ends in .folded, else text.
+
+        Raises OSError as `open` does.
+        """
         with open(path, "w", encoding="utf-8") as file:
-            file.write(self.text(None))
+            file.write(self.folded() if os.fspath(path).endswith(".folded") else self.text(None))
+
+    def folded(self) -> str:
+        """The samples as folded stacks, which flame graphs are drawn from: "vCPU 0;function 12" on each line."""
+        return "".join(
+            f"vCPU {sampled.runner.vcpu.id};{each.name} {each.samples}\n"
+            for place, sampled in enumerate(self._vcpus)
+            for each in self.functions(place)
+        )
 
     def text(self, shown: int | None = _SHOWN) -> str:
         """The report: the times of each vCPU, and the first `shown` functions (None: all)."""

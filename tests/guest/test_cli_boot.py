@@ -1,5 +1,6 @@
 """`kvmpy boot` as a process: small kernels in the formats of others, how they end, and the terminal before them."""
 
+import argparse
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gnu_toolchain import assemble
+from kvmpy.cli.boot import BootPc, add_arguments
 from linux_images import KERNEL, BzImageFile, pack, vmlinux
 from multiboot_files import LOAD, Header1
 from prompt_terminal import PromptTerminal
@@ -121,6 +123,16 @@ def test_a_multiboot_kernel_gets_its_command_line_and_modules(image: Path, tmp_p
     assert boot(image, "--append", "verbose").stdout == "verbose\n"
     done = boot(image, "--module", f"{tmp_path}/module=/dev/ram x=1")
     assert (done.returncode, done.stdout) == (1, "\n/dev/ram x=1\ncontent\n")
+
+
+@pytest.mark.parametrize("options", [(), ("--no-direct",)])
+def test_ring_0_of_linux_is_left_to_kvm_when_asked(image: Path, options: tuple[str, ...]) -> None:
+    image.write_bytes(linux())
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with BootPc(parser.parse_args([str(image), "--cpus", "2", *options])) as pc:
+        assert [runner.runs_ring_0_directly for runner in pc.machine.runners] == [not options] * 2
+    assert boot(image, *options).stdout == "console=ttyS0\n"
 
 
 def test_what_is_booted_is_told_when_asked(image: Path) -> None:

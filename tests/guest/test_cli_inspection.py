@@ -117,6 +117,30 @@ def test_symbols_of_a_system_map_or_an_elf_file_name_the_addresses_of_a_flat_ima
         assert says in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("suffix", "line"), [(".txt", r"^ *[\d.]+% +(\d+)  spin$"), (".folded", r"^vCPU 0;spin (\d+)$")]
+)
+def test_a_profile_says_by_the_suffix_where_the_guest_was(tmp_path: Path, suffix: str, line: str) -> None:
+    image, profile, symbols = tmp_path / "guest.bin", tmp_path / f"profile{suffix}", tmp_path / "System.map"
+    image.write_bytes(assemble("jmp spin; nop; nop; spin: jmp spin", bits=64))
+    symbols.write_text("0000000000001000 T _start\n0000000000001004 T spin\n")
+    done = run(image, "--mode", "long", "--timeout", "0.5", "--profile", profile, "--symbols", symbols)
+    assert done.returncode == 124
+    text = profile.read_text("utf-8")
+    match = re.search(line, text, re.MULTILINE)
+    assert match is not None, text
+    assert int(match[1]) > 5
+    assert text.startswith("vCPU 0")
+
+
+def test_a_profile_that_cannot_be_written_is_refused_before_the_run(tmp_path: Path) -> None:
+    image = tmp_path / "hello.bin"
+    image.write_bytes(assemble("mov al, '!'; out 0xe9, al; cli; hlt"))
+    done = run(image, "--profile", tmp_path / "nowhere" / "profile.txt")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "profile.txt: No such file" in done.stderr
+
+
 def test_a_guest_that_ends_well_leaves_no_report(tmp_path: Path) -> None:
     image, report = tmp_path / "good.bin", tmp_path / "report.txt"
     image.write_bytes(assemble("cli; hlt"))

@@ -92,6 +92,11 @@ def test_the_report_has_times_and_functions(tmp_path: Path) -> None:
     assert f"{profile.samples} samples\n" in text
     assert "  often\n" in text
     assert str(profile) == profile.text().rstrip("\n")
+    profile.save(tmp_path / "profile.folded")
+    lines = (tmp_path / "profile.folded").read_text().splitlines()
+    assert [tuple(line.rsplit(" ", 1)) for line in lines] == [
+        (f"vCPU 0;{each.name}", str(each.samples)) for each in profile.functions()
+    ]
 
 
 def test_afterwards_the_machine_runs_as_before_and_a_closed_one_does_not_mind() -> None:
