@@ -62,10 +62,13 @@ class UnixDoor:
 
     def _turn_away(self) -> None:
         """Too many files are open, and who waits would wake the thread again and again: one more for a moment."""
-        os.close(self._spare)
+        spare, self._spare = self._spare, -1
+        if spare >= 0:
+            os.close(spare)
         with contextlib.suppress(OSError):
             self._listener.accept()[0].close()
-        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        with contextlib.suppress(OSError):  # another thread was quicker: there may be one the next time
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def _read(self, sock: socket.socket, events: int) -> None:
         line = self._lines[sock]
@@ -91,7 +94,10 @@ class UnixDoor:
 
     def dial(self, port: int) -> socket.socket | None:
         """A socket that is connected to who listens for this port. None: nobody does."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError:  # too many open files
+            return None
         try:
             sock.connect(f"{self.path}_{port}")
         except OSError:  # nobody, or more than it can take now (EAGAIN)
@@ -105,7 +111,8 @@ class UnixDoor:
             self._sockets.forget(sock.fileno())
             sock.close()
         self._lines.clear()
-        os.close(self._spare)
+        if self._spare >= 0:
+            os.close(self._spare)
         with contextlib.suppress(OSError):
             there = os.stat(self.path)
             if (there.st_dev, there.st_ino) == self._identity:

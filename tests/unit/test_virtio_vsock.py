@@ -7,7 +7,7 @@ import resource
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -550,16 +550,35 @@ def test_after_a_restore_the_guest_is_told_that_its_connections_are_gone(guest: 
     other.mmio.close()
 
 
-def test_too_many_open_files_turn_programs_away_and_keep_the_thread_asleep(guest: VsockGuest, path: str) -> None:
-    sock = dial(path)
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Within this context the process has as many open files as it may have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     probe = os.dup(0)
     os.close(probe)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (probe, hard))
-        assert guest.driver.board.inputs[0].ready()
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_too_many_open_files_refuse_the_guest(guest: VsockGuest, path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as server, guest.device.listen(51):
+        server.bind(f"{path}_50")
+        server.listen()
+        for port in (50, 51):
+            with no_more_files():
+                guest.send(REQUEST, 1000, port)
+            assert guest.names() == ["RST"]
+        for port in (50, 51):
+            assert guest.connect(port) == "RESPONSE"
+
+
+def test_too_many_open_files_turn_programs_away_and_keep_the_thread_asleep(guest: VsockGuest, path: str) -> None:
+    sock = dial(path)
+    with no_more_files():
+        assert guest.driver.board.inputs[0].ready()
     with sock, suppress(ConnectionResetError):
         assert sock.recv(10) == b""
     with dial(path):
