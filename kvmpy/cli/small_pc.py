@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
     from kvmpy.boot import Entry, Image
-    from kvmpy.devices import Uart16550
+    from kvmpy.devices import FwCfg, Uart16550
     from kvmpy.machine import Outcome
     from kvmpy.machine.pc import Pc
 
@@ -211,12 +211,10 @@ class ProgramPc(SmallPc):
     def load(self) -> None:
         args, machine = self.args, self.machine
         if args.firmware:
-            from kvmpy.boot.smbios import SmbiosTables
             from kvmpy.devices import FwCfg
-            from kvmpy.machine.platform_tables import platform_of
 
             configuration = machine.add(FwCfg(cpus=args.cpus, ram_size=args.memory, memory=machine.memory))
-            configuration.add_smbios(*SmbiosTables(platform_of(machine)).for_firmware(machine.memory))
+            configuration.defer(lambda: _add_smbios(configuration, machine))
             if self._floppy is not None:
                 configuration.add_floppy(self._floppy)
         super().load()
@@ -237,6 +235,13 @@ class ProgramPc(SmallPc):
 def say(text: str) -> None:
     """A line for people, on standard error."""
     print(f"kvmpy: {text}", file=sys.stderr, flush=True)
+
+
+def _add_smbios(configuration: FwCfg, machine: Pc) -> None:
+    from kvmpy.boot.smbios import SmbiosTables
+    from kvmpy.machine.platform_tables import platform_of
+
+    configuration.add_smbios(*SmbiosTables(platform_of(machine)).for_firmware(machine.memory))
 
 
 def _choose_image(args: argparse.Namespace) -> Image:

@@ -12,7 +12,7 @@ from kvmpy.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Any, Protocol
 else:
     Protocol = object
@@ -97,6 +97,7 @@ class FwCfg(Device):
         self._memory = memory
         self._items: dict[int, bytes] = {}
         self._files: list[str] = []
+        self._deferred: list[Callable[[], object]] = []
         self._power_on()
         self.add_item(Key.SIGNATURE, b"QEMU")
         self.add_item(Key.ID, struct.pack("<I", 1 | (memory is not None) << 1))  # bit 0: ports, bit 1: DMA
@@ -161,9 +162,23 @@ class FwCfg(Device):
         self.add_file("etc/smbios/smbios-anchor", entry_point)
         self.add_file("etc/smbios/smbios-tables", structures)
 
+    def defer(self, add: Callable[[], object]) -> None:
+        """Have `add()`, which adds files, called when somebody first asks for any: the guest, `files` or `state`.
+
+        So what takes long to make does not hold up the start of a guest, nor is it made for one that never asks.
+        """
+        self._deferred.append(add)
+
     @property
     def files(self) -> tuple[str, ...]:
+        """The names of all files, in the order of their keys."""
+        self._add_deferred()
         return tuple(self._files)
+
+    def _add_deferred(self) -> None:
+        while self._deferred:
+            self._deferred[0]()  # one that raises will be called again
+            del self._deferred[0]
 
     def _list_files(self) -> None:
         """The directory: big endian, unlike everything else."""
@@ -208,6 +223,8 @@ class FwCfg(Device):
     def _select(self, key: int) -> None:
         self._key = key & ~WRITE_CHANNEL & 0xFFFF
         self._offset = 0
+        if self._deferred and self._key >= Key.FILE_DIR:
+            self._add_deferred()
 
     def _take(self, length: int) -> bytes:
         """The next bytes of the selected item; zeros after its end, or if there is none."""
@@ -258,6 +275,7 @@ class FwCfg(Device):
 
     def state(self) -> dict[str, Any]:
         """Selection, place in the item, half-written DMA address, and the items themselves."""
+        self._add_deferred()
         return {
             "key": self._key, "offset": self._offset, "dma_high": self._dma_high,
             "items": sorted(self._items.items()), "files": list(self._files),
@@ -266,3 +284,4 @@ class FwCfg(Device):
     def restore(self, state: dict[str, Any]) -> None:
         self._key, self._offset, self._dma_high = state["key"], state["offset"], state["dma_high"]
         self._items, self._files = dict(state["items"]), list(state["files"])
+        self._deferred.clear()
