@@ -18,7 +18,7 @@ from gdb_remote import gdb_command
 from kvmpy import End
 from kvmpy.debug.gdb.server import GdbServer
 from kvmpy.debug.symbols import SymbolTable
-from linux_session import LinuxSession, small_kernel
+from linux_session import LinuxSession, on_the_terminal, small_kernel
 
 pytestmark = [pytest.mark.kvm, pytest.mark.linux, pytest.mark.slow]
 
@@ -35,16 +35,7 @@ SUM = "1.644933828429693"
 @pytest.fixture
 def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Tells whoever watches the tests how far the guest is."""
-    plugins = request.config.pluginmanager
-    reporter, capture = plugins.get_plugin("terminalreporter"), plugins.get_plugin("capturemanager")
-
-    def write(line: str) -> None:
-        if reporter is not None and capture is not None and reporter.verbosity >= 0:
-            with capture.global_and_fixture_disabled():
-                reporter.ensure_newline()
-                reporter.write(f"    | {line}\n", flush=True)
-
-    return write
+    return on_the_terminal(request.config)
 
 
 @pytest.fixture(scope="module")

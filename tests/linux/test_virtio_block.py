@@ -4,85 +4,35 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
-import subprocess
 from hashlib import md5
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kvmpy.boot import LinuxKernel
-from kvmpy.virtio import Block, Feature, VirtioMmio, linux_parameters
+from kvmpy.virtio import Block, Feature, VirtioMmio
 from kvmpy.virtio.block_format import BlockFeature
-from linux_session import PROMPT, LinuxSession, busybox, small_kernel
-
-MKE2FS, DEBUGFS, E2FSCK = (shutil.which(tool, path="/usr/sbin:/sbin") for tool in ("mke2fs", "debugfs", "e2fsck"))
-
-pytestmark = pytest.mark.skipif(None in (MKE2FS, DEBUGFS, E2FSCK), reason="needs mke2fs (Debian package e2fsprogs)")
-
-APPLETS = (
-    "blkdiscard", "blockdev", "cat", "cp", "dd", "echo", "find", "getty", "head", "init", "ls", "md5sum", "mkdir",
-    "mount", "poweroff", "sh", "sort", "sync", "umount", "uname", "xargs",
-)  # fmt: skip
-RC = """#!/bin/sh
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-echo userspace reached
-"""
-INITTAB = "::sysinit:/etc/rc\nttyS0::respawn:-/bin/sh\n"
-SIZE = 16 << 20
-
-
-def tool(*command: object) -> str:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr + done.stdout
-    return done.stdout
+from linux_disks import SIZE, check_ext2, dump_from_ext2, make_ext2, sums
+from linux_session import LinuxSession, small_kernel, write_root
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root file system as a folder, with some files of random content."""
     root = tmp_path_factory.mktemp("root")
-    for name in ("bin", "dev", "etc", "files/deep/er", "mnt", "proc", "root", "sys", "tmp"):
-        (root / name).mkdir(parents=True)
-    shutil.copy(busybox(), root / "bin" / "busybox")
-    for applet in APPLETS:
-        (root / "bin" / applet).symlink_to("busybox")
-    (root / "etc" / "inittab").write_text(INITTAB)
-    (root / "etc" / "rc").write_text(RC)
-    (root / "etc" / "rc").chmod(0o755)
-    (root / "etc" / "profile").write_text(f"PS1='{PROMPT}'\n")
-    source = random.Random(5)
-    for number, size in enumerate((0, 1, 511, 4096, 70_000, 700_000)):
-        path = root / ("files", "files/deep", "files/deep/er")[number % 3] / f"file-{number}"
-        path.write_bytes(source.randbytes(size))
+    write_root(root)
     return root
 
 
-def sums(tree: Path) -> str:
-    """What `find -type f | sort | xargs md5sum` prints in that folder."""
-    paths = sorted(str(path.relative_to(tree)) for path in tree.rglob("*") if path.is_file() and not path.is_symlink())
-    return "".join(f"{md5((tree / path).read_bytes()).hexdigest()}  ./{path}\n" for path in paths)
-
-
-class DiskSession(LinuxSession):
-    """Linux with its root file system on a disk, without an initial RAM file system."""
-
-    def __init__(self, *transports: VirtioMmio, **options: Any) -> None:
-        # Without ACPI, where Linux would find the disks a second time.
-        cmdline = f"console=ttyS0 acpi=off root=/dev/vda ro {linux_parameters(transports)}"
-        super().__init__(small_kernel(), cmdline=cmdline, **options)
-        self._image = LinuxKernel(small_kernel(), cmdline=cmdline)
-        for transport in transports:
-            self.machine.add(transport)
+def session_with(*transports: VirtioMmio) -> LinuxSession:
+    return LinuxSession(small_kernel(), cmdline="console=ttyS0 root=/dev/vda ro", transports=transports, disk_root=True)
 
 
 @pytest.mark.parametrize("events", [True, False], ids=["ioeventfd and irqfd", "exits and lines"])
 def test_linux_has_its_root_on_a_disk_and_writes_to_others(tree: Path, tmp_path: Path, events: bool) -> None:
     root_image, data_image, raw_image = (tmp_path / name for name in ("root.img", "data.img", "raw.img"))
-    tool(MKE2FS, "-q", "-t", "ext2", "-d", tree, root_image, "16M")
-    tool(MKE2FS, "-q", "-t", "ext2", data_image, "16M")
+    make_ext2(root_image, tree)
+    make_ext2(data_image)
     raw_image.write_bytes(random.Random(6).randbytes(1 << 20) * 16)
     before = root_image.read_bytes()
     root, data = Block(root_image, read_only=True, serial="root-disk"), Block(data_image)
@@ -92,7 +42,7 @@ def test_linux_has_its_root_on_a_disk_and_writes_to_others(tree: Path, tmp_path:
         VirtioMmio(data, 0xD000_1000, 10, ioeventfd=events, irqfd=events),
         VirtioMmio(raw, 0xD000_2000, 11, legacy=True, ioeventfd=events, irqfd=events),
     ]
-    with DiskSession(*transports) as session:
+    with session_with(*transports) as session:
         session.boot()
         # What Linux knows of the disks.
         assert session.run("cat /sys/block/vda/size /sys/block/vda/ro /sys/block/vda/serial").split() == [
@@ -117,10 +67,10 @@ def test_linux_has_its_root_on_a_disk_and_writes_to_others(tree: Path, tmp_path:
         assert session.machine.host_errors == []
         assert [block.counters for block in (root, data, raw)] == [{}, {}, {}]
     assert root_image.read_bytes() == before
-    tool(E2FSCK, "-fn", data_image)
-    tool(DEBUGFS, "-R", f"dump /copy/deep/er/file-5 {tmp_path / 'dumped'}", data_image)
+    check_ext2(data_image)
+    dump_from_ext2(data_image, "/copy", tmp_path)
+    assert sums(tmp_path / "copy") == sums(tree / "files")
     written = (tree / "files/deep/er/file-5").read_bytes()
-    assert (tmp_path / "dumped").read_bytes() == written
     contents = raw_image.read_bytes()
     assert contents[40 << 16 :][: len(written)] == written
     assert contents[8 << 20 : 12 << 20] == bytes(4 << 20)
@@ -129,7 +79,7 @@ def test_linux_has_its_root_on_a_disk_and_writes_to_others(tree: Path, tmp_path:
 
 def test_linux_switches_the_cache_off(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image, data_image = tmp_path / "root.img", tmp_path / "data.img"
-    tool(MKE2FS, "-q", "-t", "ext2", "-d", tree, image, "16M")
+    make_ext2(image, tree)
     data_image.write_bytes(bytes(1 << 20))
     data = Block(data_image)
     through: list[bool] = []
@@ -142,7 +92,7 @@ def test_linux_switches_the_cache_off(tree: Path, tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(os, "pwritev", write)
     transports = VirtioMmio(Block(image, read_only=True), 0xD000_0000, 5), VirtioMmio(data, 0xD000_1000, 10)
-    with DiskSession(*transports) as session:
+    with session_with(*transports) as session:
         session.boot()
         session.run("dd if=/bin/busybox of=/dev/vdb bs=4k count=4 conv=fsync 2>/dev/null")
         assert through
