@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kvmpy.abi.structs.guest_interfaces import *  # noqa: F403
     from kvmpy.abi.structs.interrupts import *  # noqa: F403
     from kvmpy.abi.structs.machine import *  # noqa: F403
+    from kvmpy.abi.structs.machine_start import *  # noqa: F403
     from kvmpy.abi.structs.memory import *  # noqa: F403
     from kvmpy.abi.structs.nested import *  # noqa: F403
     from kvmpy.abi.structs.registers import *  # noqa: F403
@@ -91,7 +92,6 @@ MODULES = {
         "kvm_xcr",
         "kvm_xcrs",
         "kvm_lapic_state",
-        "kvm_mp_state",
         "kvm_interrupt",
         "kvm_signal_mask",
         "kvm_translation",
@@ -120,7 +120,6 @@ MODULES = {
         "kvm_dirty_log",
         "kvm_clear_dirty_log",
         "kvm_dirty_gfn",
-        "kvm_coalesced_mmio_zone",
         "kvm_coalesced_mmio",
         "kvm_coalesced_mmio_ring",
     ),
@@ -129,7 +128,6 @@ MODULES = {
         "kvm_pic_state",
         "kvm_ioapic_state",
         "kvm_irqchip",
-        "kvm_pit_config",
         "kvm_pit_channel_state",
         "kvm_pit_state",
         "kvm_pit_state2",
@@ -144,6 +142,11 @@ MODULES = {
         "kvm_irq_routing_xen_evtchn",
         "kvm_irq_routing_entry",
         "kvm_irq_routing",
+    ),
+    "machine_start": (
+        "kvm_pit_config",
+        "kvm_mp_state",
+        "kvm_coalesced_mmio_zone",
     ),
     "machine": (
         "kvm_enable_cap",

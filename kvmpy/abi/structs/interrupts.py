@@ -21,7 +21,6 @@ __all__ = [
     "kvm_msi",
     "kvm_pic_state",
     "kvm_pit_channel_state",
-    "kvm_pit_config",
     "kvm_pit_state",
     "kvm_pit_state2",
     "kvm_reinject_control",
@@ -103,12 +102,6 @@ class kvm_irqchip(Structure):
     """State of the controller `chip_id`, KVM_IRQCHIP_* (KVM_GET_IRQCHIP, 4.26)."""
 
     _fields_ = [("chip_id", c_uint32), ("pad", c_uint32), ("chip", _chip)]
-
-
-class kvm_pit_config(Structure):
-    """How to create the 8254: KVM_PIT_SPEAKER_DUMMY gives it port 0x61 too (KVM_CREATE_PIT2, 4.71)."""
-
-    _fields_ = [("flags", c_uint32), ("pad", c_uint32 * 15)]
 
 
 class kvm_pit_channel_state(Structure):

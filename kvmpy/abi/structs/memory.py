@@ -4,12 +4,12 @@
 from ctypes import Union, c_uint8, c_uint32, c_uint64
 
 from kvmpy.abi.structs import Structure
+from kvmpy.abi.structs.machine_start import pio_or_pad
 
 __all__ = [
     "kvm_clear_dirty_log",
     "kvm_coalesced_mmio",
     "kvm_coalesced_mmio_ring",
-    "kvm_coalesced_mmio_zone",
     "kvm_create_guest_memfd",
     "kvm_dirty_gfn",
     "kvm_dirty_log",
@@ -84,22 +84,11 @@ class kvm_dirty_gfn(Structure):
     _fields_ = [("flags", c_uint32), ("slot", c_uint32), ("offset", c_uint64)]
 
 
-class _pio(Union):
-    _fields_ = [("pad", c_uint32), ("pio", c_uint32)]
-
-
-class kvm_coalesced_mmio_zone(Structure):
-    """Addresses whose writes queue up instead of ending KVM_RUN; ports when `pio` is 1 (4.116)."""
-
-    _anonymous_ = ("_u",)
-    _fields_ = [("addr", c_uint64), ("size", c_uint32), ("_u", _pio)]
-
-
 class kvm_coalesced_mmio(Structure):
     """One queued write of `len` bytes (4.116)."""
 
     _anonymous_ = ("_u",)
-    _fields_ = [("phys_addr", c_uint64), ("len", c_uint32), ("_u", _pio), ("data", c_uint8 * 8)]
+    _fields_ = [("phys_addr", c_uint64), ("len", c_uint32), ("_u", pio_or_pad), ("data", c_uint8 * 8)]
 
 
 class kvm_coalesced_mmio_ring(Structure):

@@ -13,7 +13,6 @@ __all__ = [
     "kvm_guest_debug_arch",
     "kvm_interrupt",
     "kvm_lapic_state",
-    "kvm_mp_state",
     "kvm_one_reg",
     "kvm_reg_list",
     "kvm_signal_mask",
@@ -89,12 +88,6 @@ class kvm_lapic_state(Structure):
     """The local APIC's register page, 0x400 bytes as the guest sees it (KVM_GET_LAPIC, 4.57)."""
 
     _fields_ = [("regs", c_uint8 * 0x400)]
-
-
-class kvm_mp_state(Structure):
-    """Whether the vCPU runs, waits for INIT or SIPI, or is halted: KVM_MP_STATE_* (KVM_GET_MP_STATE, 4.38)."""
-
-    _fields_ = [("mp_state", c_uint32)]
 
 
 class kvm_interrupt(Structure):
