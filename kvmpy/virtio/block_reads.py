@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvmpy.virtio.block_format import HEADER, SECTOR, BlockStatus, BlockType
+from kvmpy.virtio.descriptors import read_three_buffers
 from kvmpy.virtio.virtqueue import BATCH
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ __all__ = ["CachedReads"]
 AT_ONCE = 4 << 20
 """Bytes that are read for one notification. That is a copy, but none that is long may hold the host input thread, which
 then looks at other devices first. A single read that is longer is the workers'."""
+
+TOGETHER = 256 << 10
+"""Bytes after which adjacent requests are answered, and others begun: a driver that polls can add more meanwhile."""
 
 _IN, _OK = int(BlockType.IN), int(BlockStatus.OK)
 
@@ -49,13 +53,12 @@ class CachedReads:
         """Answer those requests of the queue that are next, up to the first that is not a read of cached sectors, or
         that is cut up in an unusual way. Answers how many; BATCH: the rest has to wait until others had their turn.
 
-        Adjacent ones are read together, but at most half of what is there: a driver that polls can add requests
-        meanwhile, and both sides work at the same time.
+        Adjacent ones are read together.
         """
-        requests = queue.peek()
+        requests = queue.peek(read_three_buffers)
         if not requests:
             return 0
-        ram, most = queue.ram, len(requests) + 1 >> 1
+        ram = queue.ram
         together: list[ThreeBuffers] = []
         done = first = end = 0
         for request in requests:
@@ -65,7 +68,7 @@ class CachedReads:
             kind, _, sector = HEADER.unpack_from(ram, header)
             if kind != _IN or sector + length // SECTOR > self._sectors or length > AT_ONCE:
                 break
-            if sector != end or len(together) >= most:
+            if sector != end or (sector - first) * SECTOR >= TOGETHER:
                 if together:
                     answered = self._read_together(queue, ram, together, first)
                     done += answered

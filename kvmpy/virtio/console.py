@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kvmpy.errors import UsageError
 from kvmpy.virtio.chain import Chain
 from kvmpy.virtio.console_port import ConsolePort
+from kvmpy.virtio.descriptors import read_single_buffers
 from kvmpy.virtio.device import VirtioDevice
 from kvmpy.virtio.virtqueue import BATCH, Virtqueue
 
@@ -196,11 +197,26 @@ class VirtioConsole(VirtioDevice):
             self._port_of(index).feed()
         else:
             self._taken = 0
-            queue.run(self.handle, self._has_enough)
+            queue.run(self.handle, self._print_next)
 
-    def _has_enough(self, queue: Virtqueue) -> int:
-        """For `run`: much output counts as a whole batch."""
-        return BATCH if self._taken >= _AT_ONCE else 0
+    def _print_next(self, queue: Virtqueue) -> int:
+        """For `run`: print what is next in one piece, as far as it is in buffers of one part each. After much output,
+        BATCH."""
+        if self._taken >= _AT_ONCE:
+            return BATCH
+        if queue.index == _CONTROL_TRANSMIT:
+            return 0
+        answers, texts, length = [], [], 0
+        for head, text in queue.peek(read_single_buffers):
+            length += len(text)
+            if length > _PIECE:
+                break
+            answers.append((head, 0))
+            texts.append(text)
+        if texts:
+            self._printed(self._port_of(queue.index), b"".join(texts))
+            queue.use(answers)
+        return len(answers)
 
     def _port_of(self, index: int) -> ConsolePort:
         return self.ports[max(0, index // 2 - 1)]
@@ -214,14 +230,17 @@ class VirtioConsole(VirtioDevice):
             if left > _MOST_OUTPUT:
                 self.counters["giant_output"] += 1
                 left = _MOST_OUTPUT
-            self._taken += left
             while left:
                 piece = chain.read(min(left, _PIECE))
                 left -= len(piece)
-                port.written(piece)
-            if self._reminders_left:
-                self._remind_later()
+                self._printed(port, piece)
         chain.complete(0)
+
+    def _printed(self, port: ConsolePort, data: bytes) -> None:
+        self._taken += len(data)
+        port.written(data)
+        if self._reminders_left:
+            self._remind_later()
 
     def config_written(self, offset: int, data: bytes) -> None:
         """5.3.4: `emerg_wr` is a character, also from a driver that has not set the device up yet."""

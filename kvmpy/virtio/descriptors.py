@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kvmpy.virtio.guest_buffers import GuestBuffers
 
-__all__ = ["MAX_INDIRECT", "MalformedChain", "ThreeBuffers", "read_chain", "read_three_buffers"]
+__all__ = ["MAX_INDIRECT", "MalformedChain", "ThreeBuffers", "read_chain", "read_single_buffers", "read_three_buffers"]
 
 # struct virtq_desc (section 2.7.5): le64 addr; le32 len; le16 flags; le16 next. Each field is read once: a guest that
 # changes a descriptor while it is looked at gets what is in bounds, or an error.
@@ -121,6 +121,22 @@ def read_three_buffers(
         ):  # fmt: skip
             break
         found.append((head, one - start, one_bytes, two - start, two_bytes, three - start, three_bytes))
+    return found
+
+
+def read_single_buffers(
+    table: memoryview, size: int, heads: list[int], buffers: GuestBuffers, indirect: bool,
+) -> list[tuple[int, memoryview]]:  # fmt: skip
+    """The same for chains of one buffer to be read: heads, and views of the buffers."""
+    start, end, ram = buffers.look()
+    found = []
+    for head in heads:
+        if head >= size:
+            break
+        address, length, flags, _ = _read(table, SIZE * head)
+        if flags or not length or address < start or address + length > end:
+            break
+        found.append((head, ram[address - start : address - start + length]))
     return found
 
 

@@ -26,11 +26,11 @@ from __future__ import annotations
 
 from _thread import allocate_lock
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kvmpy.errors import UsageError
 from kvmpy.virtio.chain import Chain
-from kvmpy.virtio.descriptors import MalformedChain, ThreeBuffers, read_chain, read_three_buffers
+from kvmpy.virtio.descriptors import MalformedChain, read_chain
 from kvmpy.virtio.guest_buffers import GuestBuffers
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from kvmpy.virtio.device import VirtioDevice
 
 __all__ = ["MAX_SIZE", "Virtqueue"]
+
+T = TypeVar("T")
 
 MAX_SIZE = 32768
 """Section 2.7: the size of a split virtqueue is a power of 2, at most 32768."""
@@ -197,9 +199,9 @@ class Virtqueue:
             self._silent = True
         return True
 
-    def peek(self) -> list[ThreeBuffers]:
-        """The next chains, as far as they are of the usual shape: see `read_three_buffers`. They are not taken, and
-        `use` can complete them as they are; with the device's lock held all the time."""
+    def peek(self, read: Callable[[memoryview, int, list[int], GuestBuffers, bool], list[T]]) -> list[T]:
+        """The next chains, as far as they are of the usual shape: `read` is `read_three_buffers`, or its like. They are
+        not taken, and `use` can complete them as they are; with the device's lock held all the time."""
         if not self.open or self._again or self._in_order:
             return []
         try:
@@ -211,7 +213,7 @@ class Virtqueue:
         available, mask, position = self._available, self._mask, self._next
         waiting = self._seen - position & 0xFFFF
         heads = [available[2 + (at & mask)] for at in range(position, position + min(waiting, MOST_PEEKED))]
-        return read_three_buffers(self._table, self.size, heads, self._buffers, self._indirect)
+        return read(self._table, self.size, heads, self._buffers, self._indirect)
 
     @property
     def ram(self) -> memoryview:

@@ -15,6 +15,7 @@ import pytest
 from kvmpy.memory import MemoryRegion
 from kvmpy.virtio import Block, DeviceStatus, Feature, block_reads
 from kvmpy.virtio.block_format import SECTOR, BlockType
+from kvmpy.virtio.descriptors import read_three_buffers
 from virtio_devices import Keeper
 from virtio_driver import NEXT, RAM, WRITE, FakeDriver, FakeQueue, buffer_memory
 
@@ -73,14 +74,23 @@ def answers(ring: FakeQueue, count: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("indirect", [False, True])
-def test_adjacent_reads_are_done_together_and_half_of_them_at_most(
-    ring: FakeQueue, calls: list[tuple[int, int]], indirect: bool
-) -> None:
+def test_adjacent_reads_are_done_together(ring: FakeQueue, calls: list[tuple[int, int]], indirect: bool) -> None:
     for sector in range(10, 26, 2):
         ring.add([header(sector)], [2 * SECTOR, 1], indirect=indirect)
     ring.kick()
     assert answers(ring, 8) == [content(sector, 2) + OK for sector in range(10, 26, 2)]
-    assert calls == [(10, 8), (18, 8)]
+    assert calls == [(10, 16)]
+
+
+def test_not_too_many_are_done_together(
+    ring: FakeQueue, calls: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block_reads, "TOGETHER", 6 * SECTOR)
+    for sector in range(10, 26, 2):
+        ring.add([header(sector)], [2 * SECTOR, 1])
+    ring.kick()
+    assert answers(ring, 8) == [content(sector, 2) + OK for sector in range(10, 26, 2)]
+    assert calls == [(10, 6), (16, 6), (22, 4)]
 
 
 def test_scattered_reads_are_done_one_by_one(ring: FakeQueue, calls: list[tuple[int, int]]) -> None:
@@ -205,7 +215,7 @@ def test_a_queue_that_keeps_its_order_is_not_looked_ahead_in() -> None:
     device.features |= {Feature.IN_ORDER}
     ring = FakeDriver(device).start().queues[0]
     ring.add([bytes(16)], [SECTOR, 1])
-    assert device.queues[0].peek() == []
+    assert device.queues[0].peek(read_three_buffers) == []
     ring = FakeDriver(Keeper()).start().queues[0]
     ring.add([bytes(16)], [SECTOR, 1])
-    assert len(ring.driver.device.queues[0].peek()) == 1
+    assert len(ring.driver.device.queues[0].peek(read_three_buffers)) == 1
