@@ -6,31 +6,16 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from kvmpy.bench import guests
-from kvmpy.bench.contenders import C_SOURCES, BenchError
+from kvmpy.bench.contenders import BenchError
 from kvmpy.bench.exit_cost import machine_result
+from kvmpy.bench.rom_programs import VIRTIO_MMIO, rom_program
 from kvmpy.bench.rows import Row, Sampler, Target, alternate
 from kvmpy.bench.session import Session
 from kvmpy.virtio import Block, VirtioMmio
 
 __all__ = ["measure"]
 
-PROGRAM = "guest_programs/disk_reads"
-"""A guest in C, for which gcc is needed."""
-ADDRESS = 0xFEB0_0000
-"""Where QEMU's microvm has its first virtio-mmio device."""
 IMAGE_SIZE = 32 << 20
-
-_LOAD_ADDRESS = 0x2_0000
-_FLAGS = (
-    "-ffreestanding", "-nostdlib", "-static", "-fno-pic", "-no-pie", "-fno-stack-protector", "-fcf-protection=none",
-    "-fno-asynchronous-unwind-tables", "-mno-red-zone", "-mgeneral-regs-only",
-    f"-I{C_SOURCES.parent / 'guest' / 'include'}",
-    f"-Wl,--section-start=.entry={_LOAD_ADDRESS:#x},-Ttext={_LOAD_ADDRESS + 0x200:#x},-Tbss=0x100000",
-    f"-Wl,-e,{_LOAD_ADDRESS:#x},--build-id=none,--oformat=binary",
-)  # fmt: skip
-_LARGEST = 0x4000
-"""Bytes that the program copies into RAM."""
 
 
 class Work(NamedTuple):
@@ -65,8 +50,11 @@ def measure(session: Session) -> list[Row]:
 
 def _row(session: Session, work: Work, image: Path) -> Row:
     count = session.count(work.requests)
-    rom = _firmware(session, work, count)
     contenders = session.contenders
+    rom = rom_program(
+        contenders, "disk_reads",
+        BYTES=work.size, DEPTH=work.depth, STRIDE=work.stride, REQUESTS=count, DISK=VIRTIO_MMIO,
+    )  # fmt: skip
 
     def rate(ticks: int) -> float:
         """MiB per second."""
@@ -75,7 +63,7 @@ def _row(session: Session, work: Work, image: Path) -> Row:
         return count * work.size / (1 << 20) / (session.microseconds(ticks) / 1e6)
 
     samplers: dict[str, Sampler] = {
-        "kvmpy": lambda: rate(machine_result(rom, VirtioMmio(Block(image), address=ADDRESS)))
+        "kvmpy": lambda: rate(machine_result(rom, VirtioMmio(Block(image), address=VIRTIO_MMIO)))
     }
     if session.has_qemu():
         disk = (
@@ -87,18 +75,3 @@ def _row(session: Session, work: Work, image: Path) -> Row:
     taken = alternate(session.rounds, samplers)
     ratios = {"QEMU": Target(work.target, at_least=True)}
     return Row.of(f"virtio disk reads, {work.name}", "MiB/s", taken, ratios=ratios)
-
-
-def _firmware(session: Session, work: Work, count: int) -> Path:
-    """The ROM with the guest that does this work."""
-    (session.contenders.folder / PROGRAM).parent.mkdir(exist_ok=True)
-    numbers = (
-        f"-DBYTES={work.size}", f"-DDEPTH={work.depth}", f"-DSTRIDE={work.stride}", f"-DREQUESTS={count}",
-        f"-DDISK={ADDRESS:#x}", f"-DRESULT_PORT={guests.RESULT_PORT:#x}", f"-DEXIT_PORT={guests.EXIT_PORT:#x}",
-    )  # fmt: skip
-    code = session.contenders.build(PROGRAM, *_FLAGS, *numbers).read_bytes()
-    if len(code) > _LARGEST:
-        raise BenchError(f"{PROGRAM}.c makes {len(code)} bytes, more than it copies")
-    path = session.contenders.folder / f"disk_reads-{work.size}-{work.depth}-{work.stride}-{count}.rom"
-    path.write_bytes(guests.rom_of(code))
-    return path

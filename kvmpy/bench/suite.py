@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from kvmpy import Kvm, __version__
 from kvmpy.bench import (
     boot_time,
+    console_output,
     disk_reads,
     exit_cost,
     instruction_completion,
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[Session], list[Row]]] = {
     "serial": serial_output.measure,
     "virtio": virtio_requests.measure,
     "disk": disk_reads.measure,
+    "console": console_output.measure,
     "start": process_start.measure,
     "boot": boot_time.measure,
     "lifecycle": vm_lifecycle.measure_rate,
@@ -49,7 +51,7 @@ BENCHMARKS: dict[str, Callable[[Session], list[Row]]] = {
 WITHOUT_KVM = {"python"}
 """Benchmarks that need no /dev/kvm."""
 
-_AMONG_OTHERS = {"virtio", "exits", "serial", "disk", "kicks", "lock", "registers", "completion"}
+_AMONG_OTHERS = {"virtio", "exits", "serial", "disk", "console", "kicks", "lock", "registers", "completion"}
 """Those that measure a guest which runs, and not how it comes and goes: see `_another_vm`."""
 
 
