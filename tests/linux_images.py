@@ -17,13 +17,16 @@ PATTERN = 0xCC
 
 # From the boot protocol document, not from kvmpy: offset in the file, and a struct format.
 FIELDS = {
-    "setup_sects": (0x1F1, "B"), "root_flags": (0x1F2, "H"), "syssize": (0x1F4, "I"), "vid_mode": (0x1FA, "H"),
-    "boot_flag": (0x1FE, "H"), "jump": (0x200, "H"), "header": (0x202, "I"), "version": (0x206, "H"),
+    "setup_sects": (0x1F1, "B"), "root_flags": (0x1F2, "H"), "syssize": (0x1F4, "I"), "ram_size": (0x1F8, "H"),
+    "vid_mode": (0x1FA, "H"), "root_dev": (0x1FC, "H"), "boot_flag": (0x1FE, "H"),
+    "jump": (0x200, "H"), "header": (0x202, "I"), "version": (0x206, "H"), "realmode_swtch": (0x208, "I"), "start_sys_seg": (0x20C, "H"),
     "kernel_version": (0x20E, "H"), "type_of_loader": (0x210, "B"), "loadflags": (0x211, "B"),
     "setup_move_size": (0x212, "H"), "code32_start": (0x214, "I"), "ramdisk_image": (0x218, "I"),
-    "ramdisk_size": (0x21C, "I"), "heap_end_ptr": (0x224, "H"), "cmd_line_ptr": (0x228, "I"),
+    "ramdisk_size": (0x21C, "I"), "bootsect_kludge": (0x220, "I"), "heap_end_ptr": (0x224, "H"),
+    "ext_loader_ver": (0x226, "B"), "ext_loader_type": (0x227, "B"), "cmd_line_ptr": (0x228, "I"),
     "initrd_addr_max": (0x22C, "I"), "kernel_alignment": (0x230, "I"), "relocatable_kernel": (0x234, "B"),
     "min_alignment": (0x235, "B"), "xloadflags": (0x236, "H"), "cmdline_size": (0x238, "I"),
+    "hardware_subarch": (0x23C, "I"), "hardware_subarch_data": (0x240, "Q"),
     "payload_offset": (0x248, "I"), "payload_length": (0x24C, "I"), "setup_data": (0x250, "Q"),
     "pref_address": (0x258, "Q"), "init_size": (0x260, "I"), "handover_offset": (0x264, "I"),
     "kernel_info_offset": (0x268, "I"),
