@@ -1,4 +1,4 @@
-"""The benchmarks of virtio: requests take the exits that they should (counts are no timings), and guests do the work."""
+"""Benchmarks of virtio: requests take the exits that they should (counts are no timings), and guests do their work."""
 
 import pytest
 
