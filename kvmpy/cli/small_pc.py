@@ -126,7 +126,8 @@ class SmallPc:
                 if args.debug_console != "-":
                     debug_sink = stack.enter_context(open(args.debug_console, "wb"))
             pc = Pc(
-                args.memory, args.cpus, cpu=args.cpu, kvm=kvm, sink=to_standard_output, debug_sink=debug_sink
+                args.memory, args.cpus, cpu=args.cpu, kvm=kvm, rom=self.image.memory_needs(),
+                sink=to_standard_output, debug_sink=debug_sink,
             )  # fmt: skip
             self.machine = stack.enter_context(pc)
             if args.debug_console is not None:

@@ -20,11 +20,11 @@ from kvmpy.machine.vcpu_runner import VcpuRunner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
     from typing import Any, Self, TypeVar
 
-    from kvmpy.boot.image import Entry, Image
+    from kvmpy.boot.image import Entry, Image, RomMapping
     from kvmpy.devices.console_output import ConsoleOutput
     from kvmpy.devices.device import ReadHandler, WriteHandler
     from kvmpy.devices.host_input import HostInput
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Machine"]
 
-_RAM_HOLE = 0xC000_0000
+RAM_HOLE = 0xC000_0000
 """RAM ends here and goes on at 4 GiB: PCI, APICs and firmware live in between, as on a PC."""
 _FOUR_GIB = 1 << 32
 _IDENTITY_MAP = 0xFEFF_C000
@@ -56,6 +56,9 @@ class Machine(Running):
     `kvmpy.x86.cpu_templates.CpuTemplate`, or a dict that describes one; or a `kvmpy.x86.cpuid.CpuidTable`, which is
     taken as it is but for APIC ids.
 
+    `rom` is what of the image to come lies beside RAM, `image.memory_needs()`. `load` maps it otherwise, for which KVM
+    makes it wait some ticks of the host's clock.
+
     Plug devices in with `add`, `map_ports` and `map_mmio`, load an image with `load`, and `run`.
     `vm`, `vcpus` and `memory` are the things below it.
     """
@@ -68,6 +71,7 @@ class Machine(Running):
         irqchip: bool = True,
         cpu: "Cpu" = "host",
         kvm: Kvm | None = None,
+        rom: "Iterable[RomMapping]" = (),
     ) -> None:
         if not isinstance(vcpus, int) or vcpus < 1:
             raise UsageError(f"a machine needs at least one vCPU, not {vcpus!r}")
@@ -83,6 +87,8 @@ class Machine(Running):
         self._control = RunControl()
         self._host_events = HostEvents()
         self._threads: list[threading.Thread] = []
+        self._rom = list(rom)
+        """What is mapped already of the image that will be loaded."""
         self._runners: list[VcpuRunner] = []
         self._guard = one_at_a_time() if vcpus > 1 else as_it_is
         self._closed = False
@@ -99,9 +105,11 @@ class Machine(Running):
             if vcpus > self.kvm.max_vcpus:
                 raise UsageError(f"this host's KVM gives a VM at most {self.kvm.max_vcpus} vCPUs, not {vcpus}")
             # Memory first: with interrupt controllers KVM's changes of memory wait for some ticks of the host's clock.
-            self.vm.add_ram(0, size=min(memory, _RAM_HOLE))
-            if memory > _RAM_HOLE:
-                self.vm.add_ram(_FOUR_GIB, size=memory - _RAM_HOLE)
+            self.vm.add_ram(0, size=min(memory, RAM_HOLE))
+            if memory > RAM_HOLE:
+                self.vm.add_ram(_FOUR_GIB, size=memory - RAM_HOLE)
+            for mapping in self._rom:
+                self._map(mapping)
             if irqchip:
                 self.vm.set_identity_map_address(_IDENTITY_MAP)
                 self.vm.set_tss_address(_TSS)
@@ -256,12 +264,11 @@ class Machine(Running):
         if not hasattr(image, "memory_needs"):
             raise UsageError(f"load() takes an image, such as FlatImage(...) or ElfImage(...), not {image!r:.60}")
         self.vcpus[0].check_idle()  # before anything is written below a running guest
-        for rom in image.memory_needs():
-            if rom.read_only:
-                self.vm.add_rom(rom.address, rom.data, name=rom.name)
+        for mapping in image.memory_needs():
+            if mapping in self._rom:
+                self._rom.remove(mapping)
             else:
-                self.vm.add_ram(rom.address, size=len(rom.data), name=rom.name)
-                self.memory.write(rom.address, rom.data)
+                self._map(mapping)
         if getattr(image, "takes_tables", False):
             from kvmpy.machine.platform_tables import load_with_tables
 
@@ -277,6 +284,13 @@ class Machine(Running):
 
             set_as_firmware(self.vm, self._cpu.msrs)
         return self.entry
+
+    def _map(self, mapping: "RomMapping") -> None:
+        if mapping.read_only:
+            self.vm.add_rom(mapping.address, mapping.data, name=mapping.name)
+        else:
+            self.vm.add_ram(mapping.address, size=len(mapping.data), name=mapping.name)
+            self.memory.write(mapping.address, mapping.data)
 
     def watch_for_panic(
         self, console: "ConsoleOutput", message: bytes = b"Kernel panic - not syncing", *,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvmpy.machine.machine import Machine
+from kvmpy.machine.machine import RAM_HOLE, Machine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Pc(Machine):
         )
 
         try:
-            below = sum(region.size for region in self.memory.regions if region.end <= 1 << 32)
+            below = min(memory, RAM_HOLE)
             self.serial: Uart16550 = self.add(Uart16550(sink=sink))
             self.debug_console: DebugConsole = self.add(DebugConsole(sink=debug_sink))
             self.keyboard: I8042 = self.add(I8042())

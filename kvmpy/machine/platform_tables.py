@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from kvmpy.boot.platform import FixedHardware, IsaDevice, MmioDevice, Platform, SleepRegisters
 from kvmpy.devices import I8042, AcpiPm, AcpiSleep, Cmos, Device, PciHostBridge, PvPanic, Uart16550
 from kvmpy.devices.acpi_pm import PM1_CONTROL, PM1_STATUS, PM_TIMER, RESET, RESET_VALUE, S5
+from kvmpy.errors import VcpuBusyError
 
 if TYPE_CHECKING:
     from kvmpy.boot.firmware_tables import FirmwareTables
@@ -14,14 +16,15 @@ if TYPE_CHECKING:
     from kvmpy.boot.linux import LinuxKernel
     from kvmpy.boot.multiboot import MultibootKernel
     from kvmpy.machine.machine import Machine
+    from kvmpy.x86.cpuid import CpuidTable
 
 __all__ = ["load_with_tables", "platform_of", "tables_of"]
 
 
 def platform_of(machine: Machine) -> Platform:
-    """The processors of `machine` and the devices that are plugged in by now."""
+    """The processors of `machine` and the devices that are plugged in by now. Device handlers may ask, too."""
     devices = machine.devices
-    first = machine.vcpus[0].get_cpuid().find(1)
+    first = _cpuid(machine).find(1)
     return Platform(
         apic_ids=tuple(vcpu.id for vcpu in machine.vcpus),
         signature=first.eax if first is not None else 0,
@@ -34,6 +37,15 @@ def platform_of(machine: Machine) -> Platform:
         power=_power(devices),
         virtio_mmio=tuple(filter(None, map(_virtio_mmio, devices))),
     )
+
+
+def _cpuid(machine: Machine) -> CpuidTable:
+    """That of a processor which this thread may ask: all are alike, and other threads may run some."""
+    *others, last = machine.vcpus
+    for vcpu in others:
+        with suppress(VcpuBusyError):
+            return vcpu.get_cpuid()
+    return last.get_cpuid()
 
 
 def _power(devices: list[Device]) -> FixedHardware | SleepRegisters | None:

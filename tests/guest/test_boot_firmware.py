@@ -1,7 +1,9 @@
 """A ROM of our own, from the reset vector on. (SeaBIOS is in test_seabios.py.)"""
 
+import pytest
+
 from gnu_toolchain import assemble
-from kvmpy import End, Machine, MiB
+from kvmpy import End, Machine, MiB, OverlapError
 from kvmpy.boot import FirmwareImage
 from kvmpy.devices import DebugConsole, PostPort
 
@@ -43,6 +45,19 @@ def test_a_64_kib_rom_starts_at_the_reset_vector() -> None:
         assert console.text == "from the reset vector"
         assert post.codes == (0x11,)
         assert machine.vcpus[0].sregs.cs.base == 0xF0000  # the far jump left the ROM under 4 GiB
+
+
+def test_a_rom_that_was_mapped_from_the_start_is_the_one_that_is_loaded() -> None:
+    image = FirmwareImage(rom("mov al, 0x33; out 0x80, al"))
+    with Machine(memory=1 * MiB, rom=image.memory_needs()) as machine:
+        post = machine.add(PostPort())
+        (mapped,) = (region for region in machine.memory.regions if region.read_only)
+        machine.load(image)
+        assert [region for region in machine.memory.regions if region.read_only] == [mapped]
+        assert machine.run(timeout=5).end is End.HALTED
+        assert post.codes == (0x33,)
+        with pytest.raises(OverlapError, match="firmware ROM"):
+            machine.load(FirmwareImage(rom("nop")))
 
 
 def test_a_rom_runs_before_its_jump_from_below_4_gib() -> None:

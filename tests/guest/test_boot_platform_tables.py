@@ -1,5 +1,6 @@
 """A kernel finds the machine that it runs in by the tables that the machine left it: MP table and ACPI."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,26 @@ def test_the_reset_register_ends_the_run_as_a_reset(device: type[Device], port: 
         machine.add(device())
         machine.load(FlatImage(assemble(f"mov dx, {port}; mov al, 1; out dx, al; hlt")))
         assert machine.run(timeout=10).end is End.RESET
+
+
+@pytest.mark.parametrize("busy", [0, 1])
+def test_a_handler_can_ask_for_the_platform_while_another_processor_runs(busy: int) -> None:
+    with Machine(memory=1 * MiB, vcpus=2) as machine:
+        at_rest = platform_of(machine)
+        owner = machine.vcpus[busy]
+        claimed, answered = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            owner.claim()
+            claimed.set()
+            answered.wait(10)
+            owner.release()
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        try:
+            assert claimed.wait(10)
+            assert platform_of(machine) == at_rest
+        finally:
+            answered.set()
+            thread.join()

@@ -61,6 +61,56 @@ def test_signature_and_revision() -> None:
     assert item(FwCfg(memory=Ram()), Key.ID, 4) == struct.pack("<I", 3)
 
 
+def test_deferred_files_are_made_when_the_guest_first_looks_for_files() -> None:
+    device = FwCfg(memory=Ram())
+    asked: list[None] = []
+
+    def add() -> None:
+        asked.append(None)
+        device.add_file("etc/late", b"made")
+
+    device.defer(add)
+    item(device, Key.SIGNATURE, 4)
+    item(device, Key.MAX_CPUS, 2)
+    assert asked == []
+    assert directory(device) == {"etc/late": (0x20, 4)}
+    assert item(device, 0x20, 5) == b"made\0"
+    assert directory(device) == {"etc/late": (0x20, 4)}
+    assert asked == [None]
+
+
+def test_a_file_selected_by_a_guess_is_made_too() -> None:
+    device = FwCfg()
+    device.defer(lambda: device.add_file("etc/late", b"made"))
+    assert item(device, 0x20, 4) == b"made"
+
+
+def test_the_host_sees_deferred_files_too() -> None:
+    device, saved = FwCfg(), FwCfg()
+    device.defer(lambda: device.add_file("etc/late", b"made"))
+    saved.defer(lambda: saved.add_file("etc/late", b"made"))
+    assert device.files == ("etc/late",)
+    copy = FwCfg()
+    copy.defer(lambda: copy.add_file("etc/late", b"another"))
+    copy.restore(saved.state())
+    assert item(copy, 0x20, 7) == b"made\0\0\0"
+
+
+def test_what_cannot_be_made_is_tried_again() -> None:
+    device = FwCfg()
+    failures = [OSError("not yet")]
+
+    def add() -> None:
+        if failures:
+            raise failures.pop()
+        device.add_file("etc/late", b"made")
+
+    device.defer(add)
+    with pytest.raises(OSError, match="not yet"):
+        device.write(0, 2, Key.FILE_DIR)
+    assert directory(device) == {"etc/late": (0x20, 4)}
+
+
 def test_machine_description() -> None:
     device = FwCfg(cpus=3, ram_size=0x1_2345_0000, boot_menu=True)
     assert item(device, Key.NB_CPUS, 2) == b"\x03\0"
