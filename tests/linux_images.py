@@ -19,7 +19,8 @@ PATTERN = 0xCC
 FIELDS = {
     "setup_sects": (0x1F1, "B"), "root_flags": (0x1F2, "H"), "syssize": (0x1F4, "I"), "ram_size": (0x1F8, "H"),
     "vid_mode": (0x1FA, "H"), "root_dev": (0x1FC, "H"), "boot_flag": (0x1FE, "H"),
-    "jump": (0x200, "H"), "header": (0x202, "I"), "version": (0x206, "H"), "realmode_swtch": (0x208, "I"), "start_sys_seg": (0x20C, "H"),
+    "jump": (0x200, "H"), "header": (0x202, "I"), "version": (0x206, "H"),
+    "realmode_swtch": (0x208, "I"), "start_sys_seg": (0x20C, "H"),
     "kernel_version": (0x20E, "H"), "type_of_loader": (0x210, "B"), "loadflags": (0x211, "B"),
     "setup_move_size": (0x212, "H"), "code32_start": (0x214, "I"), "ramdisk_image": (0x218, "I"),
     "ramdisk_size": (0x21C, "I"), "bootsect_kludge": (0x220, "I"), "heap_end_ptr": (0x224, "H"),
