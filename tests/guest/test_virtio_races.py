@@ -88,6 +88,24 @@ def test_notifications_without_end_while_the_host_stops_the_disk_lose_no_request
     assert block.last_host_error is None
 
 
+def test_a_guest_whose_image_is_truncated_sees_an_error(image: Path) -> None:
+    block = Block(image)
+    made = program(block, storm=True)
+    with Machine(memory=16 * MiB) as machine:
+        machine.add(VirtioMmio(block, address=ADDRESS, irq=5))
+        machine.add(DebugExit())
+        machine.load(ElfImage(made.elf, ring=3))
+        machine.start(timeout=PATIENCE)
+        while not machine.memory.read_u32(made.symbols["done"]):
+            time.sleep(0.001)
+        os.truncate(image, 512)
+        outcome = machine.wait(PATIENCE)
+        assert (outcome.end, (outcome.code or 0) >> 1) == (End.EXITED, 5)  # the status was not OK
+        assert machine.host_errors == []
+    assert block.counters == {"host_EIO": 1}
+    assert "shorter" in str(block.last_host_error)
+
+
 # --- a guest that keeps no rule ---------------------------------------------------------------------------------------
 
 
