@@ -1,11 +1,11 @@
 """Numbers on the command line: sizes with a suffix, addresses, seconds."""
 
 import argparse
-import math
 
 __all__ = ["address", "count", "duration", "place", "seconds", "size"]
 
 _SUFFIXES = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+_INFINITY = float("inf")
 _TIMES = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
@@ -54,7 +54,7 @@ def seconds(text: str) -> float:
         number = float(text)
     except ValueError:
         number = 0.0
-    if not 0 < number < math.inf:  # nan is neither
+    if not 0 < number < _INFINITY:  # nan is neither
         raise argparse.ArgumentTypeError(f"{text!r} is no time in seconds above 0")
     return number
 
@@ -66,7 +66,7 @@ def duration(text: str) -> float:
         time = float(text.removesuffix(unit)) * _TIMES[unit]
     except ValueError:
         time = -1.0
-    if not 0 <= time < math.inf:
+    if not 0 <= time < _INFINITY:
         raise argparse.ArgumentTypeError(f"{text!r} is no time; write it as 50us, 2ms or 0.1s")
     return time
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VcpuRegisters"]
 
+_RUNNABLE = 0  # KVM_MP_STATE_RUNNABLE
 _BOOT_PROCESSOR = 1 << 8
 """IA32_APIC_BASE.BSP (SDM vol. 3, 10.4.4)."""
 
@@ -149,6 +150,4 @@ class VcpuRegisters(VcpuState):
         # With an in-kernel irqchip every processor but the first waits for INIT and SIPI, and a halted one for an
         # interrupt, inside KVM (KVM API, section 4.38).
         if self.vm.irqchip:
-            from kvmpy.abi.flags import KVM_MP_STATE_RUNNABLE
-
-            self.set_mp_state(KVM_MP_STATE_RUNNABLE)
+            self.set_mp_state(_RUNNABLE)

@@ -1,14 +1,16 @@
 """Ctrl-C while a machine runs in the main thread: between exits the first time, at once the second."""
 
-import signal
 import threading
 
 from kvmpy.machine import run_control
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable
     from types import FrameType
+else:
+    import _signal as signal  # see kvmpy.kvm.kick
 
 __all__ = ["CtrlC"]
 

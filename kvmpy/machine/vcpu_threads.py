@@ -1,10 +1,15 @@
 """The threads that vCPUs run in."""
 
-import signal
 import threading
 
 from kvmpy.machine.run_control import RunControl
 from kvmpy.machine.vcpu_runner import VcpuRunner
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+else:
+    import _signal as signal  # see kvmpy.kvm.kick
 
 __all__ = ["run_in_thread"]
 
