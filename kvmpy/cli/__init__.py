@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "describe", "main", "without_garbage_collection"]
 
 COMMANDS = {
     "doctor": "say what this host's KVM can do, and what to do about what it cannot",
@@ -44,9 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     What a user can do something about is one line on the standard error; `--debug` shows where it came from.
     """
+    import gc
+
     _occupy_standard_descriptors()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with _no_garbage_collection():
+    try:
+        return _run(given)
+    finally:
+        gc.unfreeze()
+
+
+def _run(given: list[str]) -> int:
+    with without_garbage_collection():
         parser = _parser(given)
     args = parser.parse_args(given)
     try:
@@ -125,8 +134,11 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Modules are no garbage: looking for some among what they define takes a tenth of the time of loading them."""
+def without_garbage_collection() -> Iterator[None]:
+    """Modules are no garbage: looking for some among what they define takes a tenth of the time of loading them.
+
+    What is there at the end is not looked at later either, until `main` is over.
+    """
     import gc
 
     enabled = gc.isenabled()
@@ -134,6 +146,7 @@ def _no_garbage_collection() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.freeze()
         if enabled:
             gc.enable()
 

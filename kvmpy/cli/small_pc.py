@@ -114,11 +114,13 @@ class SmallPc:
         return self.machine.serial
 
     def __enter__(self) -> Self:
-        from kvmpy.kvm import Kvm
-        from kvmpy.machine.pc import Pc
+        from kvmpy.cli import without_garbage_collection
 
         args = self.args
-        with self._stack as stack:
+        with without_garbage_collection(), self._stack as stack:
+            from kvmpy.kvm import Kvm
+            from kvmpy.machine.pc import Pc
+
             kvm = stack.enter_context(Kvm(args.device))
             debug_sink: Any = to_standard_output
             if args.debug_console is not None:
