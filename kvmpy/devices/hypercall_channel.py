@@ -48,8 +48,8 @@ class Hypercall:
         return data
 
     def write(self, address: int, data: bytes) -> None:
-        """Write guest memory by physical address, likewise."""
-        self._memory.write(address, data)
+        """Write guest memory by physical address, likewise; not ROM."""
+        self._memory.dma_write(address, data)
 
     def __repr__(self) -> str:
         return f"<Hypercall {self.number} ({', '.join(map(hex, self.arguments))})>"
@@ -111,13 +111,14 @@ class HypercallChannel(Device):
         if memory is None:
             self.counters["call_without_board"] += 1
             return
+        result = block + _BLOCK.size
         try:
             number, *arguments = _BLOCK.unpack(memory.read(block, _BLOCK.size))
-            memory.read(block + _BLOCK.size, _RESULT.size)  # the result has a place
+            memory.dma_write(result, memory.read(result, _RESULT.size))  # it has a place
         except GuestMemoryError:  # there is nowhere to say so
             self.counters["bad_address"] += 1
             return
-        memory.write(block + _BLOCK.size, _RESULT.pack(self._answer(Hypercall(number, tuple(arguments), memory))))
+        memory.dma_write(result, _RESULT.pack(self._answer(Hypercall(number, tuple(arguments), memory))))
 
     def _answer(self, call: Hypercall) -> int:
         handler = self._handlers.get(call.number)

@@ -118,6 +118,14 @@ class GuestMemory:
             piece[:] = source[done : done + len(piece)]
             done += len(piece)
 
+    def dma_write(self, address: int, data: "bytes | bytearray | memoryview") -> None:
+        """`write`, as a device does it for the guest: GuestMemoryError also for ROM, which only the host may write."""
+        end = address + len(data)
+        for region in self.regions:
+            if region.read_only and region.address < end and address < region.end:
+                raise GuestMemoryError(f"{region!r} is read-only for the guest", address, len(data))
+        self.write(address, data)
+
     def fill(self, address: int, length: int, byte: int = 0) -> None:
         """Set `length` bytes to `byte`, 0 to 0xff; ValueError for others."""
         bytes((byte,))

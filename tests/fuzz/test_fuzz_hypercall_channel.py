@@ -12,11 +12,12 @@ from kvmpy.memory import GuestMemory, MemoryRegion
 from virtio_hostile import EXAMPLES, PROGRAMS, Program
 
 RAM = 0x1_0000
+ROM = RAM  # right behind RAM, with nothing in it
 HIGH = 5 << 32
 PADDING = 0x1000
 BLOCK = struct.Struct("<7Q")
 ADDRESSES = (
-    0, 0x100, 0x1001, RAM - 64, RAM - 56, RAM - 1, RAM, HIGH, HIGH + 0xFC0, HIGH + 0x1000, 1 << 32, (1 << 63) - 1,
+    0, 0x100, 0x1001, RAM - 64, RAM - 56, RAM - 1, ROM, ROM + 0xFC0, ROM + 0x1000, HIGH, HIGH + 0xFC0, HIGH + 0x1000, 1 << 32, (1 << 63) - 1,
     (1 << 64) - 64, (1 << 64) - 1,
 )  # fmt: skip
 NUMBERS = (0, 1, 2, 3, 4, 5, (1 << 64) - 1)
@@ -39,6 +40,8 @@ class _Play:
         whole = memoryview(self.backing)
         self.memory = GuestMemory()
         self.memory.add(MemoryRegion(0, whole[PADDING : PADDING + RAM], 0))
+        self.rom = MemoryRegion.anonymous(ROM, 0x1000, read_only=True)
+        self.memory.add(self.rom)
         self.memory.add(MemoryRegion(HIGH, whole[PADDING + RAM :][:0x1000], 0))
         self.board = RecordingBoard()
         self.board.memory = self.memory
@@ -62,6 +65,7 @@ class _Play:
             acts[self.program.byte() % len(acts)]()
         self.channel.reset()
         self.works()
+        assert self.rom.buffer.tobytes().count(0) == 0x1000
         assert self.backing[:PADDING].count(0xA5) == PADDING == self.backing[-PADDING:].count(0xA5)
 
     # What a guest does
@@ -73,7 +77,7 @@ class _Play:
         words = [program.number(NUMBERS), program.number(ADDRESSES), program.number(LENGTHS)]
         data = BLOCK.pack(*(word & _64_BITS for word in words), *program.take(4))
         region = self.memory.region_at(address)
-        if region is not None:
+        if region is not None and not region.read_only:
             self.memory.write(address, data[: region.end - address])
 
     def call(self) -> None:
@@ -87,7 +91,7 @@ class _Play:
             self.channel.write(4, 4, address >> 32)
             self.channel.write(0, 4, address & 0xFFFF_FFFF)
         region = self.memory.region_at(address)
-        if region is None or address + 64 > region.end:
+        if region is None or region.read_only or address + 64 > region.end:
             assert bytes(self.backing) == before
             assert self.channel.counters["bad_address"] == counted["bad_address"] + 1
             return

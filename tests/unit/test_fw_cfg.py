@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fuzz_settings import PROFILE, PROPERTY_EXAMPLES
 from kvmpy.devices.fw_cfg import FLOPPY_SIZES, DmaControl, FwCfg, Key
 from kvmpy.errors import GuestMemoryError, UsageError
+from kvmpy.memory import GuestMemory, MemoryRegion
 
 DATA, DMA_HIGH, DMA_LOW = 1, 4, 8
 
@@ -30,6 +31,8 @@ class Ram:
     def write(self, address: int, data: bytes) -> None:
         self._check(address, len(data))
         self.content[address : address + len(data)] = data
+
+    dma_write = write
 
 
 def item(device: FwCfg, key: int, length: int) -> bytes:
@@ -221,6 +224,22 @@ def test_dma_that_fails_sets_the_error_bit(control: int, length: int, target: in
     device = FwCfg(memory=ram)
     assert dma(device, ram, control, length, target) == DmaControl.ERROR
     assert device.counters["dma_error"] == 1
+
+
+def test_dma_writes_no_rom() -> None:
+    memory = GuestMemory()
+    memory.add(MemoryRegion.anonymous(0, 0x1000))
+    memory.add(MemoryRegion.anonymous(0x1000, 0x1000, read_only=True))
+    device = FwCfg(memory=memory)
+    for target in (0xFFE, 0x1000, 0x1FFC):
+        memory.write(0x100, struct.pack(">IIQ", DmaControl.SELECT | DmaControl.READ, 4, target))
+        device.write(DMA_LOW, 4, int.from_bytes((0x100).to_bytes(4, "big"), "little"))
+        assert memory.read(0x100, 4) == struct.pack(">I", DmaControl.ERROR)
+    memory.write(0x1000, struct.pack(">IIQ", DmaControl.SELECT, 0, 0))  # a descriptor there is not written, either
+    device.write(DMA_LOW, 4, int.from_bytes((0x1000).to_bytes(4, "big"), "little"))
+    assert device.counters["dma_error"] == 4
+    assert memory.read(0xFFE, 2) == bytes(2)
+    assert memory.read(0x1000, 0x1000) == struct.pack(">IIQ", DmaControl.SELECT, 0, 0) + bytes(0xFF0)
 
 
 def test_dma_descriptor_outside_memory_is_counted() -> None:

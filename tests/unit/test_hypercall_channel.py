@@ -106,6 +106,21 @@ def test_a_block_that_is_not_in_memory_is_counted(block: int) -> None:
     assert channel.counters == {"bad_address": 1}
 
 
+def test_rom_is_read_and_never_written() -> None:
+    channel, board = plugged_in()
+    board.memory.add(MemoryRegion.anonymous(0x10000, 0x1000, read_only=True))
+    before = struct.pack("<7Qq", 1, 0x10000, *[0] * 5, 99)
+    board.memory.write(0x10000, before)
+    channel.on(1, lambda call: call.write(call.arguments[0], b"data"))
+    channel.write(0, 4, 0x10000)  # nor is the call made: its result would have no place
+    assert channel.counters == {"bad_address": 1}
+    assert not channel.calls
+    put(board, 1, 0x10000)
+    channel.write(0, 4, BLOCK)
+    assert result(board) == -EFAULT
+    assert board.memory.read(0x10000, 64) == before
+
+
 def test_an_unknown_number_gets_enosys() -> None:
     channel, board = plugged_in()
     put(board, 1 << 63)
