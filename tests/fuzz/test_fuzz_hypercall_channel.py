@@ -17,8 +17,8 @@ HIGH = 5 << 32
 PADDING = 0x1000
 BLOCK = struct.Struct("<7Q")
 ADDRESSES = (
-    0, 0x100, 0x1001, RAM - 64, RAM - 56, RAM - 1, ROM, ROM + 0xFC0, ROM + 0x1000, HIGH, HIGH + 0xFC0, HIGH + 0x1000, 1 << 32, (1 << 63) - 1,
-    (1 << 64) - 64, (1 << 64) - 1,
+    0, 0x100, 0x1001, RAM - 64, RAM - 56, RAM - 1, ROM, ROM + 0xFC0, ROM + 0x1000,
+    HIGH, HIGH + 0xFC0, HIGH + 0x1000, 1 << 32, (1 << 63) - 1, (1 << 64) - 64, (1 << 64) - 1,
 )  # fmt: skip
 NUMBERS = (0, 1, 2, 3, 4, 5, (1 << 64) - 1)
 LENGTHS = (0, 1, 8, 64, 0x1000, RAM, 1 << 32, (1 << 64) - 1)
