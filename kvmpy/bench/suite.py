@@ -19,6 +19,7 @@ from kvmpy.bench import (
     python_part,
     register_access,
     serial_output,
+    shared_folder,
     virtio_requests,
     vm_lifecycle,
 )
@@ -38,6 +39,7 @@ BENCHMARKS: dict[str, Callable[[Session], list[Row]]] = {
     "virtio": virtio_requests.measure,
     "disk": disk_reads.measure,
     "console": console_output.measure,
+    "folder": shared_folder.measure,
     "start": process_start.measure,
     "boot": boot_time.measure,
     "lifecycle": vm_lifecycle.measure_rate,
@@ -51,7 +53,7 @@ BENCHMARKS: dict[str, Callable[[Session], list[Row]]] = {
 WITHOUT_KVM = {"python"}
 """Benchmarks that need no /dev/kvm."""
 
-_AMONG_OTHERS = {"virtio", "exits", "serial", "disk", "console", "kicks", "lock", "registers", "completion"}
+_AMONG_OTHERS = {"virtio", "exits", "serial", "disk", "console", "folder", "kicks", "lock", "registers", "completion"}
 """Those that measure a guest which runs, and not how it comes and goes: see `_another_vm`."""
 
 

@@ -30,6 +30,7 @@ EPILOG = """benchmarks, for --only:
   virtio     exits and time of requests to a virtio device, one by one and in batches
   disk       reads from a virtio disk
   console    output on a virtio console
+  folder     requests to a shared folder
   start      the whole process `python hello.py`, and the import
   boot       SeaBIOS and a Multiboot kernel, from the command to what they print
   lifecycle  VMs created, run to the first exit and closed, a second
