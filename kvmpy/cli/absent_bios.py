@@ -7,10 +7,9 @@ the guest stops there, with interrupts off, and the address tells which interrup
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from kvmpy.machine.outcome import End, Outcome
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmpy.boot import Entry
     from kvmpy.machine import Machine

@@ -3,7 +3,7 @@
 import pytest
 
 from gnu_toolchain import assemble
-from kvmpy import End, Machine, MiB, OverlapError
+from kvmpy import End, Machine, MiB, OverlapError, Vm
 from kvmpy.boot import FirmwareImage
 from kvmpy.devices import DebugConsole, PostPort
 
@@ -58,6 +58,21 @@ def test_a_rom_that_was_mapped_from_the_start_is_the_one_that_is_loaded() -> Non
         assert post.codes == (0x33,)
         with pytest.raises(OverlapError, match="firmware ROM"):
             machine.load(FirmwareImage(rom("nop")))
+
+
+def test_all_memory_is_there_before_the_interrupt_controllers(monkeypatch: pytest.MonkeyPatch) -> None:
+    # After them KVM lets a change of memory wait for some ticks of the host's clock (SRCU), 5 to 10 ms.
+    image, create = FirmwareImage(rom("")), Vm.create_irqchip
+    mapped: list[str] = []
+
+    def create_irqchip(vm: Vm) -> None:
+        mapped.extend(region.name for region in vm.memory.regions)
+        create(vm)
+
+    monkeypatch.setattr(Vm, "create_irqchip", create_irqchip)
+    with Machine(memory=1 * MiB, rom=image.memory_needs()) as machine:
+        machine.load(image)
+        assert mapped == ["RAM", "firmware ROM"] == [region.name for region in machine.memory.regions]
 
 
 def test_a_rom_runs_before_its_jump_from_below_4_gib() -> None:
