@@ -4,7 +4,10 @@
   kvmpy's own pytest plugin: the test runs only where a VM can really be created; elsewhere it is skipped with the
   reason, or fails under KVMPY_REQUIRE_KVM=1 or --require-kvm.
 * Slow tests come last, each announced by name.
-* No phase of a test (set-up, call, tear-down) outlives its deadline. See `_Deadline`.
+* No phase of a test (set-up, call, tear-down) outlives its deadline, nor the end of the session FAST_DEADLINE. See
+  `_Deadline`.
+* All this holds in the workers of pytest-xdist, too: what they write to the terminal goes to the session's standard
+  error, and a worker that ends for want of an answer fails its test, and is replaced.
 * Hypothesis profiles: see fuzz_settings.py.
 * Leaks count: `filterwarnings = error` makes pytest fail a test for a ResourceWarning, for an exception that a thread
   did not catch, and for one raised in a finalizer.
@@ -31,6 +34,9 @@ FAST_DEADLINE = 60.0
 SLOW_DEADLINE = 600.0
 """The same for tests marked `slow`, and for those under tests/fuzz/ with the examples of the profile `ci`."""
 
+GRACE = 2.0
+"""Seconds that a test may take in addition to twice its deadline before the process is ended."""
+
 _standard_error = pytest.StashKey[int]()
 
 
@@ -46,21 +52,19 @@ class _Deadline:
     """A limit on one phase of a test, in seconds, that works without any plugin.
 
     SIGALRM at the deadline raises DeadlineExceeded in the main thread, so the test fails and the session goes on; again
-    after half as long, in case the first was swallowed (Python drops what is raised in a finalizer). At twice the
-    deadline faulthandler's own thread, which needs no GIL, writes the stacks of all threads and ends the process: the
-    last resort against C code or a kernel call that never returns. Tests and library leave SIGALRM alone.
+    after half as long, in case the first was swallowed (Python drops what is raised in a finalizer). Tests and library
+    leave SIGALRM alone. Against C code or a kernel call that never returns there is `_last_resort`,
+    at twice the deadline.
     """
 
-    def __init__(self, seconds: float, name: str, standard_error: int) -> None:
+    def __init__(self, seconds: float, name: str) -> None:
         self._seconds = seconds
         self._name = name
-        self._standard_error = standard_error
         self._armed = False
 
     def __enter__(self) -> None:
         self._armed = True
         self._previous = signal.signal(signal.SIGALRM, self._expired)
-        faulthandler.dump_traceback_later(2 * self._seconds, exit=True, file=self._standard_error)
         signal.setitimer(signal.ITIMER_REAL, self._seconds, self._seconds / 2)
 
     def __exit__(self, *_: object) -> None:
@@ -68,11 +72,18 @@ class _Deadline:
         self._armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, self._previous)
-        faulthandler.cancel_dump_traceback_later()
 
     def _expired(self, _signal: int, _frame: FrameType | None) -> None:
         if self._armed:
             raise DeadlineExceeded(f"{self._name} took more than {self._seconds:g} seconds")
+
+
+def _last_resort(seconds: float, config: pytest.Config) -> None:
+    """In so many seconds write the stacks of all threads and end the process, unless called again or cancelled before.
+
+    By faulthandler's own thread, which needs no GIL.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True, file=config.stash[_standard_error])
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -87,8 +98,10 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("property")
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    os.close(config.stash[_standard_error])
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    # A thread that somebody left behind would keep the process for ever. Workers are ended by their session's process.
+    if not session.config.getoption("usepdb") and not hasattr(session.config, "workerinput"):
+        _last_resort(FAST_DEADLINE, session.config)
 
 
 def pytest_report_header() -> list[str]:
@@ -132,10 +145,22 @@ def _seconds_allowed(item: pytest.Item) -> float:
     return FAST_DEADLINE
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    # For all phases together: starting and joining that thread costs more than most tests do.
+    if item.config.getoption("usepdb"):
+        return (yield)
+    _last_resort(2 * _seconds_allowed(item) + GRACE, item.config)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
 def _run_phase(item: pytest.Item, phase: str) -> Generator[None, object, object]:
     if item.config.getoption("usepdb"):
         return (yield)
-    with _Deadline(_seconds_allowed(item), f"{phase} of {item.nodeid}", item.config.stash[_standard_error]):
+    with _Deadline(_seconds_allowed(item), f"{phase} of {item.nodeid}"):
         return (yield)
 
 
@@ -170,6 +195,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 def _announce(item: pytest.Item) -> None:
     """Say which slow test begins, so that a log shows what takes its time."""
+    if hasattr(item.config, "workerinput"):
+        os.write(item.config.stash[_standard_error], f"\nslow: {item.nodeid} ".encode())
+        return
     reporter = item.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and reporter.verbosity == 0:
         reporter.ensure_newline()

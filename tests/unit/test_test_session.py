@@ -104,6 +104,14 @@ def test_stuck():
 """
 
 
+LEAVES_A_THREAD = """
+import threading, time
+
+def test_leaves_a_thread():
+    threading.Thread(target=time.sleep, args=(30,), daemon=False).start()
+"""
+
+
 def run_session(folder: Path, files: dict[str, str], *options: str, **environment: str) -> tuple[int, str]:
     """Run pytest with this project's settings on `files`; give its exit status and all that it wrote."""
     (folder / "tests").mkdir()
@@ -186,8 +194,30 @@ def test_slow_tests_are_announced_and_come_last(session: dict[str, str]) -> None
 def test_code_that_never_returns_ends_the_process_with_its_stacks(tmp_path: Path) -> None:
     status, log = run_session(tmp_path, {"unit/test_stuck.py": STUCK})
     assert status == 1
-    assert "Timeout (0:00:00.600000)!" in log
+    assert "Timeout (0:00:02.600000)!" in log
     assert "in test_stuck" in log
+
+
+def test_a_thread_that_is_left_behind_does_not_keep_the_session(tmp_path: Path) -> None:
+    conftest = (ROOT / "tests" / "conftest.py").read_text().replace("FAST_DEADLINE = 60.0", "FAST_DEADLINE = 0.5")
+    status, log = run_session(tmp_path, {"unit/test_leaves.py": LEAVES_A_THREAD, "conftest.py": conftest})
+    assert status == 1
+    assert "1 passed" in log
+    assert "Timeout (0:00:00.500000)!" in log
+
+
+def test_workers_keep_deadlines_and_announce_slow_tests_too(tmp_path: Path) -> None:
+    """A test that never returns costs its worker, and the next one goes on with the rest."""
+    slow = "import pytest\n@pytest.mark.slow\ndef test_slow():\n    pass\n"
+    hangs = "import pytest, time\n@pytest.mark.deadline(0.2)\ndef test_hangs():\n    time.sleep(30)\n"
+    files = {"unit/test_a_stuck.py": STUCK, "unit/test_hangs.py": hangs, "unit/test_slow.py": slow}
+    status, log = run_session(tmp_path, files, "-n", "1", "--dist", "worksteal")
+    assert status == 1
+    assert "2 failed, 1 passed" in log, log
+    assert "Timeout (0:00:02.600000)!" in log
+    assert "in test_stuck" in log
+    assert "DeadlineExceeded: call of tests/unit/test_hangs.py::test_hangs took more than 0.2 seconds" in log
+    assert "\nslow: tests/unit/test_slow.py::test_slow " in log
 
 
 def test_a_guest_test_without_kvm_skips_with_the_reason_or_fails_where_kvm_is_required(tmp_path: Path) -> None:
