@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from kvmpy.devices import Uart16550
 from kvmpy.devices.host_input import HasFileno, HostInput, InputStream
 from kvmpy.errors import ClosedError, UsageError
 from kvmpy.machine.host_events import HostEvents
+from waiting import wait_until
 
 KIB = 1024
 EOT = b"\x04"
@@ -403,12 +404,6 @@ def test_a_source_can_be_taken_out_again(pipe: tuple[int, int]) -> None:
     wait_until(lambda: len(taken) == 2)
     events.close()
     assert taken == [b"one", b"two"]
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Until `holds()`; the deadline of the test limits it."""
-    while not holds():
-        threading.Event().wait(0.001)
 
 
 def test_input_may_be_connected_to_a_device_that_is_plugged_in_and_changed_later() -> None:
