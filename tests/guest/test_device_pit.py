@@ -114,8 +114,8 @@ def test_the_output_of_counter_2_toggles_at_port_0x61_while_its_gate_is_open() -
 CALIBRATE = f"""
     in al, 0x61; and al, 0xfc; or al, 1; out 0x61, al       # gate of counter 2 open, speaker off
     mov al, 0xb0; out 0x43, al                              # counter 2, both bytes, mode 0: one shot
-    mov al, {11932 & 0xFF}; out 0x42, al
-    mov al, {11932 >> 8}; out 0x42, al                      # 10 ms
+    mov al, {59659 & 0xFF}; out 0x42, al
+    mov al, {59659 >> 8}; out 0x42, al                      # 50 ms
     in al, 0x61; mov [0x2004], al
     xor ecx, ecx
 1:  inc ecx
@@ -139,9 +139,9 @@ def test_a_one_shot_of_counter_2_ends_once_as_kernels_calibrate_by_it() -> None:
 def test_our_counter_2_takes_as_long_as_the_data_sheet_says() -> None:
     clock = SteppingClock(step=100_000)
     with run(CALIBRATE, Pit8254(now=clock)) as machine:
-        # 10 ms in steps of 100 us: one step for the read before the loop, 99 more until the output is high.
-        assert machine.memory.read_u32(0x2000) == 99
-        assert machine.statistics().count("port", 0x61, "read") == 2 + 99
+        # 50 ms in steps of 100 us: one step for the read before the loop, 499 more until the output is high.
+        assert machine.memory.read_u32(0x2000) == 499
+        assert machine.statistics().count("port", 0x61, "read") == 2 + 499
 
 
 def test_our_port_0x61_toggles_like_kvms() -> None:

@@ -73,8 +73,8 @@ def test_a_boot_sector_reads_prints_and_waits_for_a_key() -> None:
     floppy, places = boot_sectors()
     with Machine(memory=16 * MiB) as machine:
         pc = Pc(machine, floppy, seabios("vgabios-isavga.bin"))
-        machine.start(timeout=30)
-        pc.serial.expect(TEXT.encode(), timeout=25)  # COM1 has it, and the text screen, too
+        machine.start(timeout=50)
+        pc.serial.expect(TEXT.encode(), timeout=45)  # COM1 has it, and the text screen, too
         with machine.paused():
             text = screen_text(machine)
         assert text[0].startswith("SeaBIOS (version")
@@ -93,17 +93,18 @@ def test_without_a_video_bios_int_10h_prints_on_com1() -> None:
         check_the_end(machine, pc, places, tracks=40, sectors=9)
 
 
+@pytest.mark.deadline(120)
 def test_kvmpy_run_boots_a_floppy_and_types_what_it_reads(tmp_path: Path) -> None:
     floppy, _ = boot_sectors()
     (tmp_path / "boot.img").write_bytes(floppy)
-    command = [sys.executable, "-m", "kvmpy", "run", "--firmware", str(seabios("bios.bin")), "--timeout", "25"]
+    command = [sys.executable, "-m", "kvmpy", "run", "--firmware", str(seabios("bios.bin")), "--timeout", "100"]
     with subprocess.Popen(
         [*command, "--floppy", str(tmp_path / "boot.img")],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     ) as process:  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None
-        deadline = time.monotonic() + 25
+        deadline = time.monotonic() + 50
         said = b""
         while TEXT.encode() not in said and time.monotonic() < deadline:
             piece = os.read(process.stdout.fileno(), 0x1000)
@@ -112,7 +113,7 @@ def test_kvmpy_run_boots_a_floppy_and_types_what_it_reads(tmp_path: Path) -> Non
             said += piece
         process.stdin.write(b"k")
         process.stdin.close()
-        assert process.wait(timeout=25) == (ord("k") << 1 | 1) & 0xFF
+        assert process.wait(timeout=50) == (ord("k") << 1 | 1) & 0xFF
     assert TEXT.encode() in said
 
 

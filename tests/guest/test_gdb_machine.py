@@ -131,10 +131,9 @@ def test_a_register_value_that_kvm_refuses_is_explained_and_harms_nothing() -> N
         assert set_register(client, "tr", 0xFFF8).startswith(b"E.selector 0xfff8 is beyond")
         assert client.ask(b"g") == before
         client.send(b"c")
-        time.sleep(0.02)
+        client_waits_for_running_guest(machine)
         client.interrupt()
         assert client.answer().startswith(b"T02")
-        assert counters(machine)[0] > 0
 
 
 def test_memory_is_that_of_the_guest_without_breakpoints() -> None:
@@ -273,7 +272,8 @@ def test_the_others_run_during_a_step_when_gdb_says_so_and_stand_when_not() -> N
         for _ in range(50):
             assert thread_of(client.ask(b"vCont;s:1;c")) == 1
         assert counters(machine)[0] == 100 // 5
-        assert counters(machine)[1] > 0
+        while not counters(machine)[1]:  # on a busy host the other one has hardly run
+            assert thread_of(client.ask(b"vCont;s:1;c")) == 1
 
 
 def test_one_vcpu_goes_on_alone() -> None:

@@ -163,8 +163,8 @@ def test_a_timeout_is_told_and_the_guest_goes_on() -> None:
         assert str(first).startswith("timeout: ")
         assert "report()" not in str(first)
         count = prompt.regs.rbx
-        prompt.run(0.01)
-        assert prompt.regs.rbx > count
+        while prompt.regs.rbx <= count:  # on a busy host the guest may get nothing of the time
+            prompt.run(0.01)
 
 
 def test_a_guest_that_ended_badly_points_to_the_report() -> None:

@@ -17,6 +17,7 @@ from kvmpy.boot import FlatImage
 from kvmpy.debug.trace import TraceError, TraceEvent, Tracer
 from kvmpy.devices import Device, Region, Uart16550
 from kvmpy.exits import RdMsr, WrMsr
+from waiting import wait_until
 
 KIB = 1024
 PATIENCE = 20.0
@@ -199,8 +200,8 @@ def test_queued_writes_are_told_and_marked() -> None:
         assert len(queued) > 400
         assert {event.device for event in queued} == {"uart16550"}
         assert machine.statistics().count("port", 0x3F8, "write") == 500
-        # Time in the guest is counted once, before the first write of each turn.
-        assert sum(event.guest > 0 for event in queued) < 20
+        # Time in the guest is counted once, before the first write of each turn; on a busy host ticks make turns, too.
+        assert sum(event.guest > 0 for event in queued) < 100
 
 
 def test_a_handler_that_raises_is_told_and_its_access_comes_again() -> None:
@@ -357,21 +358,25 @@ def test_a_guest_that_sleeps_in_kvm_is_traced_from_the_start_of_the_trace() -> N
         machine.start(timeout=PATIENCE)
         threading.Event().wait(0.05)
         with machine.trace() as trace:
-            threading.Event().wait(0.1)
+            wait_until(lambda: trace.events)
         machine.stop()
-        assert trace.events
         assert all(event.time >= 0 for event in trace.events)
 
 
 def test_a_machine_is_traced_by_one_at_a_time_and_again_later() -> None:
-    with machine_with("mov al, 1; 1: out 0x10, al; jmp 1b") as machine:
+    with machine_with("1: mov cx, 20; 2: out 0x10, al; loop 2b; out 0x11, al; jmp 1b") as machine:
+
+        def stop(offset: int, size: int, value: int) -> None:
+            machine.stop()
+
+        machine.map_ports(0x11, 1, write=stop)
         for _ in range(3):
             with machine.trace(ring=10) as trace:
-                assert machine.run(0.05).end is End.TIMEOUT
+                assert machine.run(PATIENCE).end is End.STOPPED
                 with pytest.raises(ValueError, match="traced already"):
                     machine.trace().start()
             assert len(trace.events) == 10
-        assert machine.run(0.05).end is End.TIMEOUT
+        assert machine.run(PATIENCE).end is End.STOPPED
         assert len(trace.events) == 10
 
 

@@ -14,6 +14,7 @@ from kvmpy.debug.symbols import SymbolTable
 from kvmpy.debug.trace import TraceEvent, Tracer
 from kvmpy.devices import DebugExit, PostPort
 from kvmpy.exits import Debug
+from waiting import wait_until
 
 KIB = 1024
 PATIENCE = 20.0
@@ -138,6 +139,16 @@ def test_steps_can_be_filtered_and_kept_in_a_ring() -> None:
         assert [event.registers["rbx"] for event in trace.events] == list(range(991, 1001))
 
 
+def _wait_until_beyond(before: int, machine: Machine) -> None:
+    """Until a running guest has counted further than that in RBX."""
+
+    def is_beyond() -> bool:
+        with machine.paused():
+            return bool(machine.vcpus[0].regs.rbx > before)
+
+    wait_until(is_beyond)
+
+
 def test_stepping_begins_and_ends_while_the_guest_runs() -> None:
     with machine_with("1: inc ebx; jmp 1b", bits=32) as machine:
         machine.start(timeout=PATIENCE)
@@ -150,9 +161,7 @@ def test_stepping_begins_and_ends_while_the_guest_runs() -> None:
             with machine.paused():
                 before = machine.vcpus[0].regs.rbx
             told = trace.count
-            threading.Event().wait(0.05)
-            with machine.paused():
-                assert machine.vcpus[0].regs.rbx > before
+            _wait_until_beyond(before, machine)
             assert trace.count == told
         assert machine.stop().end is End.STOPPED
 
@@ -275,9 +284,7 @@ def test_steps_in_ring_3_begin_and_end_while_the_program_runs() -> None:
                 assert vcpu.regs.rip in (0x1000, 0x1003)
                 assert vcpu.sregs.cs.dpl == 3
                 before = vcpu.regs.rbx
-            threading.Event().wait(0.02)
-            with machine.paused():
-                assert machine.vcpus[0].regs.rbx > before
+            _wait_until_beyond(before, machine)
         assert machine.stop().end is End.STOPPED
         assert len(machine.memory.regions) == 1
 

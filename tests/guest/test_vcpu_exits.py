@@ -456,12 +456,14 @@ def test_a_signal_with_a_handler_of_its_own_is_an_interruption() -> None:
 def test_a_handler_that_kicks_ends_the_run_whichever_thread_got_the_signal() -> None:
     with guest("1: jmp 1b") as vcpu:
         previous = signal.signal(signal.SIGUSR1, lambda *_: vcpu.kick())
-        other = threading.Thread(target=time.sleep, args=(0.3,))
+        done = threading.Event()
+        other = threading.Thread(target=done.wait)
         try:
             other.start()
             threading.Timer(0.05, signal.pthread_kill, (other.ident or 0, signal.SIGUSR1)).start()
             assert vcpu.run(timeout=PATIENCE) == Interrupted(False)
         finally:
+            done.set()
             other.join()
             signal.signal(signal.SIGUSR1, previous)
 

@@ -120,7 +120,8 @@ def test_what_was_exchanged_is_in_a_capture(tmp_path: Path) -> None:
     assert told.count(f"{PEER} > {OWN}: ICMP echo reply") == 5
 
 
-def test_devices_that_are_stopped_and_go_on_lose_nothing() -> None:
+def ping_with_stops() -> list[int]:
+    """One guest pings another while their devices are stopped by turns; how much had been sent at each stop."""
     first, second = datagram_pair()
     stops: list[int] = []
     with (
@@ -143,7 +144,14 @@ def test_devices_that_are_stopped_and_go_on_lose_nothing() -> None:
         here.run()
         thread.join()
         there.ended_well(there.machine.wait(timeout=30))
-    assert len(set(stops)) > 2  # they were stopped in the midst
+    return stops
+
+
+def test_devices_that_are_stopped_and_go_on_lose_nothing() -> None:
+    for _ in range(10):  # guests may be done before anybody stops their devices
+        if len(set(ping_with_stops())) > 2:  # they were stopped in the midst
+            return
+    pytest.fail("the guests were always quicker than who stopped their devices")
 
 
 def test_the_cable_is_pulled_and_plugged_in_elsewhere_while_the_guest_runs() -> None:
