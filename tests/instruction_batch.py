@@ -322,14 +322,24 @@ def compare_batch(
     """
     for number, native in enumerate(states.native(code, numbers), numbers.start if numbers else 0):
         given = states.cases[number]
-        software = states.software(code, number, counted(given, native.in_use) if saves else None)
-        native.flags &= ~undefined
-        software.flags &= ~undefined
-        if native.exception == _UNDEFINED_OPCODE and software.exception == _GENERAL_PROTECTION:
-            # A KVM without VT-x and AMD-V looks at each #GP of ring 3 with its emulator, which does not know it either.
-            native.exception = _GENERAL_PROTECTION
-        if software != native and not leave_out(given):
-            raise AssertionError(f"{code.hex(' ')}: case {number}: {_differences(software, native)}")
+        problem = _problem(states, code, number, native, undefined, saves)
+        for _ in range(3 if saves else 0):
+            if problem:  # an interrupt of the host right after the instruction changes what the processor counts
+                (native,) = states.native(code, range(number, number + 1))
+                problem = _problem(states, code, number, native, undefined, saves)
+        if problem and not leave_out(given):
+            raise AssertionError(f"{code.hex(' ')}: case {number}: {problem}")
+
+
+def _problem(states: Batch, code: bytes, number: int, native: Outcome, undefined: int, saves: bool) -> str:
+    """What the emulator makes of a state otherwise than the processor, or nothing."""
+    software = states.software(code, number, counted(states.cases[number], native.in_use) if saves else None)
+    native.flags &= ~undefined
+    software.flags &= ~undefined
+    if native.exception == _UNDEFINED_OPCODE and software.exception == _GENERAL_PROTECTION:
+        # A KVM without VT-x and AMD-V looks at each #GP of ring 3 with its emulator, which does not know it either.
+        native.exception = _GENERAL_PROTECTION
+    return "" if software == native else _differences(software, native)
 
 
 def compare_forms(states: Batch, codes: Mapping[str, bytes], forms: Sequence[str]) -> None:
