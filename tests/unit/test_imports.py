@@ -9,6 +9,7 @@ table; only those of TYPES_ONLY may also point upwards, where a class low in the
 """
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -140,6 +141,7 @@ def imports(tree: ast.AST, name: str, is_package: bool, types_only: bool = False
         yield from imports(node, name, is_package, types_only)
 
 
+@functools.cache
 def imports_of(path: Path) -> list[Import]:
     return list(imports(parse(path), module_name(path), path.name == "__init__.py"))
 
