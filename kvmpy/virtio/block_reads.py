@@ -19,7 +19,7 @@ AT_ONCE = 4 << 20
 """Bytes that are read for one notification. That is a copy, but none that is long may hold the host input thread, which
 then looks at other devices first. A single read that is longer is the workers'."""
 
-TOGETHER = 256 << 10
+TOGETHER = 512 << 10
 """Bytes after which adjacent requests are answered, and others begun: a driver that polls can add more meanwhile."""
 
 _IN, _OK = int(BlockType.IN), int(BlockStatus.OK)
