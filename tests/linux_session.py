@@ -47,8 +47,8 @@ APPLETS = (
     "blkdiscard", "blockdev", "cat", "chmod", "cmp", "cp", "cut", "date", "dd", "dmesg", "echo", "env", "false", "find",
     "free", "getty", "grep", "halt", "head", "hexdump", "hostname", "ifconfig", "init", "kill", "ls", "md5sum", "mkdir",
     "mknod", "mount", "nproc", "od", "ping", "poweroff", "ps", "reboot", "rm", "route", "sed", "seq", "sh", "sha256sum",
-    "sleep", "sort", "stat", "stty", "sync", "tail", "taskset", "tee", "test", "touch", "tr", "true", "umount", "uname",
-    "uniq", "vi", "wc", "wget", "xargs", "yes",
+    "sleep", "sort", "stat", "stty", "sync", "tail", "taskset", "tee", "test", "touch", "tr", "true", "tty", "umount",
+    "uname", "uniq", "vi", "wc", "wget", "xargs", "yes",
 )  # fmt: skip
 _FOLDERS = ("proc", "sys", "tmp", "root", "mnt")
 

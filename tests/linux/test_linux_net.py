@@ -3,36 +3,25 @@ passt and through a TAP interface; a second guest."""
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import shutil
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import partial
 from hashlib import md5
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from kvmpy.pytest_plugin.requirement import skip_or_fail
-from kvmpy.virtio import Feature, Passt, Tap, VirtioMmio, VirtioNet
+from kvmpy.virtio import Feature, Passt, VirtioMmio, VirtioNet
 from kvmpy.virtio.net_format import NetFeature
+from linux_networks import GUEST, HOST, ip, namespace, require_passt, tap_into, web_server
 from linux_session import LinuxSession, busybox, small_kernel
 
 MAC = "52:54:00:12:34:56"
-
-
-class Files(SimpleHTTPRequestHandler):
-    """Serves a folder, and says nothing."""
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def port(folder: Path) -> Iterator[int]:
     """Where a web server listens on the loopback interface."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server.server_address[1]
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with web_server(folder) as port:
+        yield port
 
 
 def free_port() -> int:
@@ -61,18 +45,13 @@ def free_port() -> int:
 
 
 def session_with(device: VirtioNet, *, ip: str, events: bool = True) -> LinuxSession:
-    # Without ACPI, where Linux would find the device a second time.
-    transport = VirtioMmio(device, 0xD000_0000, 5, ioeventfd=events, irqfd=events)
-    cmdline = f"console=ttyS0 acpi=off ip={ip} {transport.linux_parameter}"
-    session = LinuxSession(small_kernel(), cmdline=cmdline)
-    session.machine.add(transport)
-    return session
+    transport = VirtioMmio(device, ioeventfd=events, irqfd=events)
+    return LinuxSession(small_kernel(), cmdline=f"console=ttyS0 ip={ip}", transports=[transport])
 
 
 @pytest.mark.parametrize("events", [True, False], ids=["ioeventfd and irqfd", "exits and lines"])
 def test_linux_has_the_hosts_network_by_passt(folder: Path, port: int, events: bool) -> None:
-    if shutil.which("passt") is None:
-        skip_or_fail("passt is not installed (Debian package passt)")
+    require_passt()
     into_the_guest = free_port()
     device = VirtioNet(Passt(tcp_ports=f"{into_the_guest}:80", arguments=["--ipv4-only"]), mac=MAC)
     with session_with(device, ip="dhcp", events=events) as session:
@@ -102,61 +81,19 @@ def test_linux_has_the_hosts_network_by_passt(folder: Path, port: int, events: b
         assert device.counters == {}
 
 
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True)
-
-
 @pytest.fixture
-def namespace() -> Iterator[str]:
-    """A network namespace of the host, with nothing in it."""
-    name = f"kvmpy-linux-{os.getpid()}"
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces and TAP interfaces need root")
-    for program, package in (("ip", "iproute2"), ("dnsmasq", "dnsmasq-base"), ("ping", "iputils-ping")):
-        if shutil.which(program) is None:
-            skip_or_fail(f"{program} is not installed (Debian package {package})")
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(f"no network namespaces here: {made.stderr.strip()}")
-    yield name
-    ip("netns", "delete", name)
+def far() -> Iterator[str]:
+    """A network namespace of the host."""
+    with namespace("far") as name:
+        yield name
 
 
-HOST, GUEST = "192.0.2.1", "192.0.2.77"
-
-
-@pytest.fixture
-def tap(namespace: str, folder: Path, tmp_path: Path) -> Iterator[Tap]:
-    """A TAP interface into the namespace, where a DHCP server gives the guest the address GUEST, and a web server
-    listens at HOST, port 80."""
-    try:
-        tap = Tap()
-    except OSError as error:
-        pytest.skip(str(error))
-    inside = ("-n", namespace)
-    dhcp = [
-        "dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--port=0", "--bind-interfaces", "--user=root", "--pid-file",
-        f"--interface={tap.interface}", f"--dhcp-range={GUEST},{GUEST},1h", f"--dhcp-option=3,{HOST}",
-        f"--dhcp-leasefile={tmp_path / 'leases'}",
-    ]  # fmt: skip
-    web = [sys.executable, "-m", "http.server", "80", "--bind", HOST, "--directory", str(folder)]
-    with ExitStack() as stack:
-        stack.callback(tap.close)
-        ip("link", "set", tap.interface, "netns", namespace)
-        ip(*inside, "address", "add", f"{HOST}/24", "dev", tap.interface)
-        ip(*inside, "link", "set", tap.interface, "up")
-        log = stack.enter_context((tmp_path / "servers.log").open("wb"))
-        for command in (dhcp, web):
-            server = subprocess.Popen(["ip", "netns", "exec", namespace, *command], stdout=log, stderr=log)
-            stack.callback(server.wait)
-            stack.callback(server.terminate)
-        yield tap
-
-
-def test_linux_is_a_station_at_a_tap_interface(namespace: str, tap: Tap, folder: Path, tmp_path: Path) -> None:
+def test_linux_is_a_station_at_a_tap_interface(far: str, folder: Path, tmp_path: Path) -> None:
     capture = tmp_path / "net.pcap"
-    device = VirtioNet(tap, mac=MAC, capture=capture)
-    with session_with(device, ip="dhcp") as session:
+    with ExitStack() as stack:
+        tap = stack.enter_context(tap_into(far, folder, tmp_path))
+        device = VirtioNet(tap, mac=MAC, capture=capture)
+        session = stack.enter_context(session_with(device, ip="dhcp"))
         told = session.boot()
         assert f"IP-Config: Got DHCP answer from {HOST}, my address is {GUEST}" in told
         assert "MTU:1500" in session.run("ifconfig eth0")
@@ -165,13 +102,13 @@ def test_linux_is_a_station_at_a_tap_interface(namespace: str, tap: Tap, folder:
         assert fetched.split()[0] == md5((folder / "file").read_bytes()).hexdigest()
         # And from the outside: a packet of 9000 bytes comes, and goes back, in seven frames.
         ping = subprocess.run(
-            ["ip", "netns", "exec", namespace, "ping", "-c", "3", "-i", "0.2", "-s", "9000", "-w", "30", GUEST],
+            ["ip", "netns", "exec", far, "ping", "-c", "3", "-i", "0.2", "-s", "9000", "-w", "30", GUEST],
             capture_output=True, text=True,
         )  # fmt: skip
         assert "3 received" in ping.stdout, ping.stdout + ping.stderr
         # The interface goes, and the guest learns of it.
         assert session.run("cat /sys/class/net/eth0/carrier") == "1\n"
-        ip("-n", namespace, "link", "delete", tap.interface)
+        ip("-n", far, "link", "delete", tap.interface)
         assert session.run("sleep 1; cat /sys/class/net/eth0/carrier") == "0\n"
         assert session.machine.host_errors == []
         assert set(device.counters) <= {"interface_gone", "no_driver"}
@@ -180,8 +117,7 @@ def test_linux_is_a_station_at_a_tap_interface(namespace: str, tap: Tap, folder:
 
 
 def test_linux_of_the_command_line_finds_its_card_by_acpi(tmp_path: Path) -> None:
-    if shutil.which("passt") is None:
-        skip_or_fail("passt is not installed (Debian package passt)")
+    require_passt()
     root = tmp_path / "root"
     (root / "bin").mkdir(parents=True)
     shutil.copy(busybox(), root / "bin" / "busybox")
