@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from entry_rule_breaks import Bytes
 from kvmpy.x86.event_delivery import Delivered, DeliveryFailure, Event, EventKind, deliver
+from kvmpy.x86.paging import PhysicalMemory
 from kvmpy.x86.registers import CpuState
 
 __all__ = ["delivered", "failed", "raised"]
 
 
-def delivered(memory: Bytes, state: CpuState, event: Event) -> Delivered:
+def delivered(memory: PhysicalMemory, state: CpuState, event: Event) -> Delivered:
     result = deliver(memory, state, event)
     assert isinstance(result, Delivered), str(result)
     return result

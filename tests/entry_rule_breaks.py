@@ -31,6 +31,8 @@ class Bytes:
         self._check(address, len(data))
         self.data[address : address + len(data)] = data
 
+    guest_write = write
+
     def _check(self, address: int, length: int) -> None:
         if not 0 <= address <= address + length <= len(self.data):
             raise GuestMemoryError(f"{address:#x} is not in memory", address, length)

@@ -66,7 +66,7 @@ class GuestMemory(Protocol):
     """What DMA needs: both raise ValueError (such as GuestMemoryError) outside guest RAM."""
 
     def read(self, address: int, length: int, /) -> bytes: ...
-    def dma_write(self, address: int, data: bytes, /) -> object: ...
+    def guest_write(self, address: int, data: bytes, /) -> object: ...
 
 
 class FwCfg(Device):
@@ -247,7 +247,7 @@ class FwCfg(Device):
                 while length:
                     # What is beyond the item is zeros for 4 GiB if the guest likes: never build them in one piece.
                     chunk = min(length, CHUNK)
-                    memory.dma_write(target, self._take(chunk))
+                    memory.guest_write(target, self._take(chunk))
                     target += chunk
                     length -= chunk
             except ValueError:
@@ -259,7 +259,7 @@ class FwCfg(Device):
         if failed:
             self.counters["dma_error"] += 1
         try:
-            memory.dma_write(address, struct.pack(">I", DmaControl.ERROR if failed else 0))
+            memory.guest_write(address, struct.pack(">I", DmaControl.ERROR if failed else 0))
         except ValueError:
             self.counters["dma_error"] += 1
 

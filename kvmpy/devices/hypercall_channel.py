@@ -49,7 +49,7 @@ class Hypercall:
 
     def write(self, address: int, data: bytes) -> None:
         """Write guest memory by physical address, likewise; not ROM."""
-        self._memory.dma_write(address, data)
+        self._memory.guest_write(address, data)
 
     def __repr__(self) -> str:
         return f"<Hypercall {self.number} ({', '.join(map(hex, self.arguments))})>"
@@ -114,11 +114,11 @@ class HypercallChannel(Device):
         result = block + _BLOCK.size
         try:
             number, *arguments = _BLOCK.unpack(memory.read(block, _BLOCK.size))
-            memory.dma_write(result, memory.read(result, _RESULT.size))  # it has a place
+            memory.guest_write(result, memory.read(result, _RESULT.size))  # it has a place
         except GuestMemoryError:  # there is nowhere to say so
             self.counters["bad_address"] += 1
             return
-        memory.dma_write(result, _RESULT.pack(self._answer(Hypercall(number, tuple(arguments), memory))))
+        memory.guest_write(result, _RESULT.pack(self._answer(Hypercall(number, tuple(arguments), memory))))
 
     def _answer(self, call: Hypercall) -> int:
         handler = self._handlers.get(call.number)

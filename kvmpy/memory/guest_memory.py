@@ -118,8 +118,8 @@ class GuestMemory:
             piece[:] = source[done : done + len(piece)]
             done += len(piece)
 
-    def dma_write(self, address: int, data: "bytes | bytearray | memoryview") -> None:
-        """`write`, as a device does it for the guest: GuestMemoryError also for ROM, which only the host may write."""
+    def guest_write(self, address: int, data: "bytes | bytearray | memoryview") -> None:
+        """`write` on behalf of the guest: GuestMemoryError also for ROM, which only the host may write."""
         end = address + len(data)
         for region in self.regions:
             if region.read_only and region.address < end and address < region.end:

@@ -16,11 +16,13 @@ __all__ = ["Level", "PageFault", "PageFlag", "PagingMode", "PagingRegisters", "P
 class PhysicalMemory(Protocol):
     """Guest-physical memory, as `kvmpy.memory.GuestMemory` offers it.
 
-    Both raise `kvmpy.errors.GuestMemoryError` when the range is not wholly inside.
+    All raise `kvmpy.errors.GuestMemoryError` when the range is not wholly inside; `guest_write`, which is `write` on
+    behalf of the guest, for ROM as well.
     """
 
     def read(self, address: int, length: int) -> bytes: ...
     def write(self, address: int, data: bytes) -> object: ...
+    def guest_write(self, address: int, data: bytes) -> object: ...
 
 
 class PagingRegisters(Protocol):

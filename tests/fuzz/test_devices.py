@@ -58,7 +58,7 @@ class Ram:
             raise ValueError("outside")
         return bytes(self.content[address : address + length])
 
-    def dma_write(self, address: int, data: bytes) -> None:
+    def guest_write(self, address: int, data: bytes) -> None:
         if address + len(data) > len(self.content):
             raise ValueError("outside")
         self.content[address : address + len(data)] = data

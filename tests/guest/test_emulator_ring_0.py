@@ -330,3 +330,25 @@ def test_the_outcome_says_what_was_done_in_software() -> None:
         # Nothing where the processor runs ring 0 itself.
         assert outcome.completed in ({}, {"popcnt": 2})
         assert outcome.completed == machine.statistics().completed
+
+
+def test_rom_stays_as_it_is() -> None:
+    # Such a write is an exit like those to addresses where nothing is (KVM API, section 4.35, KVM_MEM_READONLY).
+    rom = bytes(range(256)) * 16
+    source = """
+        mov ebx, 0x200000
+        movdqu xmm1, [rsi]; movdqu [rbx + 0x10], xmm1; movss [rbx + 0x20], xmm1
+        movdqu xmm2, [rbx + 0x10]; movdqu [rdi], xmm2
+        mov qword ptr [rbx + 0x28], 1
+    """
+    with Machine(memory=2 * MIB, irqchip=False) as machine:
+        machine.vm.add_rom(0x20_0000, rom)
+        machine.memory.write(CODE, assemble(f"{ENABLE}\n{source}\nhlt", address=CODE, bits=64))
+        machine.memory.write(DATA, b"\xee" * 16)
+        machine.vcpus[0].set_cpu_state(
+            long_mode.prepare(machine.memory, entry=CODE, tables=TABLES, stack=STACK, identity_map=4 * MIB)
+        )
+        outcome = machine.run(timeout=20)
+        assert outcome.end is End.HALTED, outcome
+        assert machine.memory.read(OUT, 16) == rom[0x10:0x20]
+        assert machine.memory.read(0x20_0000, len(rom)) == rom

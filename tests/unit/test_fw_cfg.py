@@ -32,7 +32,7 @@ class Ram:
         self._check(address, len(data))
         self.content[address : address + len(data)] = data
 
-    dma_write = write
+    guest_write = write
 
 
 def item(device: FwCfg, key: int, length: int) -> bytes:
@@ -226,7 +226,7 @@ def test_dma_that_fails_sets_the_error_bit(control: int, length: int, target: in
     assert device.counters["dma_error"] == 1
 
 
-def test_dma_writes_no_rom() -> None:
+def test_guest_writes_no_rom() -> None:
     memory = GuestMemory()
     memory.add(MemoryRegion.anonymous(0, 0x1000))
     memory.add(MemoryRegion.anonymous(0x1000, 0x1000, read_only=True))

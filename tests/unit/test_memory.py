@@ -327,9 +327,9 @@ def test_a_device_writes_no_rom_for_the_guest() -> None:
     memory.add(MemoryRegion.anonymous(0, PAGE))
     memory.add(MemoryRegion.anonymous(PAGE, PAGE, read_only=True))
     memory.write(PAGE, b"rom")  # the host does
-    memory.dma_write(PAGE - 3, b"abc")
+    memory.guest_write(PAGE - 3, b"abc")
     for address, length in ((PAGE, 1), (PAGE - 1, 2), (2 * PAGE - 1, 1)):
         with pytest.raises(GuestMemoryError, match="read-only for the guest") as caught:
-            memory.dma_write(address, bytes(length))
+            memory.guest_write(address, bytes(length))
         assert (caught.value.address, caught.value.length) == (address, length)
     assert memory.read(PAGE - 3, 6) == b"abcrom"

@@ -10,6 +10,7 @@ from delivery_outcomes import delivered, failed, raised
 from entry_rule_breaks import Bytes
 from event_delivery_tables import words
 from kvmpy.errors import UsageError
+from kvmpy.memory import GuestMemory, MemoryRegion
 from kvmpy.x86 import modes
 from kvmpy.x86.event_delivery import Event, EventKind
 from kvmpy.x86.registers import CpuState, DescriptorTable
@@ -83,6 +84,15 @@ def test_real_mode_pushes_flags_cs_and_ip_and_enters_the_vector() -> None:
     assert (result.state.sregs.cs.selector, result.state.sregs.cs.base, result.state.regs.rip) == (0x800, 0x8000, 0x10)
     assert result.state.regs.rflags == 2
     assert result.gate == "IVT entry 0x21 at 0x84"
+
+
+def test_what_is_pushed_onto_rom_is_lost() -> None:
+    memory = GuestMemory()
+    memory.add(MemoryRegion.anonymous(0, 0x8000))
+    memory.add(MemoryRegion.anonymous(0x8000, 0x1000, read_only=True))
+    memory.write(4 * 0x21, struct.pack("<HH", 0x10, 0x800))
+    assert delivered(memory, real(0x20), Event.software_interrupt(0x21)).frame_address == 0x8FFA
+    assert memory.read(0x8FFA, 6) == bytes(6)
 
 
 def test_the_given_state_is_left_as_it_was() -> None:

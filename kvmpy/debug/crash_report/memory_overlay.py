@@ -33,6 +33,8 @@ class CopyOnWriteMemory:
             if not self.read_only(address + at):
                 self._written[address + at] = byte
 
+    guest_write = write
+
     def contains(self, address: int) -> bool:
         """Whether there is memory at this physical address."""
         from kvmpy.errors import GuestMemoryError

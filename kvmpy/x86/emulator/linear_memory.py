@@ -29,7 +29,7 @@ _RESERVED = 0x000F_0000_0000_0000  # what no processor of today has as address b
 
 
 class DeviceMemory(Protocol):
-    """What answers at guest-physical addresses that are no RAM."""
+    """What answers at guest-physical addresses that are no RAM, and takes what is written to ROM."""
 
     def read(self, address: int, size: int) -> int: ...
     def write(self, address: int, size: int, value: int) -> object: ...
@@ -170,8 +170,8 @@ class LinearMemory:
 
     def _write_physical(self, address: int, data: bytes) -> None:
         try:
-            self._physical.write(address, data)
-        except GuestMemoryError:
+            self._physical.guest_write(address, data)
+        except GuestMemoryError:  # none there, or ROM, whose writes come to devices as well
             if self._devices is not None:
                 for at, part in _device_parts(address, len(data)):
                     value = int.from_bytes(data[at - address : at - address + part], "little")

@@ -6,6 +6,7 @@ The accessed bits of descriptors that a processor sets in the tables are set in 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NoReturn, Protocol
 
 from kvmpy.errors import GuestMemoryError
@@ -177,7 +178,8 @@ class Attempt:
 
     def commit(self) -> None:
         for physical, data in self._writes:
-            self.memory.write(physical, data)
+            with suppress(GuestMemoryError):  # ROM: such a write is lost
+                self.memory.guest_write(physical, data)
 
     # Stack segments of 16 and 32 bits.
 
