@@ -35,6 +35,7 @@ WORKS = (
     Work("4 KiB, adjacent, 32 under way", 0x1000, 32, 1, 6000, 0.5),
     Work("64 KiB, one at a time", 0x1_0000, 1, 1, 400, 0.8),
     Work("64 KiB, 8 under way", 0x1_0000, 8, 1, 800, 0.8),
+    Work("64 KiB, 32 under way", 0x1_0000, 32, 1, 800, 0.8),
     Work("1 MiB, 2 under way", 0x10_0000, 2, 1, 80, 0.8),
 )
 

@@ -23,6 +23,7 @@ TOGETHER = 512 << 10
 """Bytes after which adjacent requests are answered, and others begun: a driver that polls can add more meanwhile."""
 
 _IN, _OK = int(BlockType.IN), int(BlockStatus.OK)
+_HEADER_BYTES, _unpack_header = HEADER.size, HEADER.unpack_from
 
 
 class CachedReads:
@@ -58,30 +59,33 @@ class CachedReads:
         requests = queue.peek(read_three_buffers)
         if not requests:
             return 0
-        ram = queue.ram
+        ram, sectors, left = queue.ram, self._sectors, self._left
         together: list[ThreeBuffers] = []
         done = first = end = 0
         for request in requests:
             _, header, header_bytes, _, length, _, status_bytes = request
-            if header_bytes != HEADER.size or status_bytes != 1 or not length or length % SECTOR:
+            if header_bytes != _HEADER_BYTES or status_bytes != 1 or not length or length % SECTOR:
                 break
-            kind, _, sector = HEADER.unpack_from(ram, header)
-            if kind != _IN or sector + length // SECTOR > self._sectors or length > AT_ONCE:
+            kind, _, sector = _unpack_header(ram, header)
+            after = sector + length // SECTOR
+            if kind != _IN or after > sectors or length > AT_ONCE:
                 break
             if sector != end or (sector - first) * SECTOR >= TOGETHER:
                 if together:
                     answered = self._read_together(queue, ram, together, first)
                     done += answered
                     if answered < len(together):
+                        self._left = left
                         return done
                     together = []
                 first = sector
-            if length > self._left:
+            left -= length
+            if left < 0:
                 done = BATCH
                 break
-            self._left -= length
-            end = sector + length // SECTOR
+            end = after
             together.append(request)
+        self._left = left
         if together:
             done += self._read_together(queue, ram, together, first)
         return done
