@@ -74,6 +74,7 @@ class Block(VirtioDevice):
         self._cached = CachedReads(self.file)
         self._batch: list[Request] = []
         self._closing = False
+        self._flush_is_due = False
         self._workers = Workers(f"kvmpy {self.name}", workers, self._perform, self._answer)
         self.file.interrupted = self._given_up
         try:
@@ -294,6 +295,7 @@ class Block(VirtioDevice):
 
     def stopped(self) -> None:
         self.config.writeback = 1
+        self._flush_is_due = False
 
     def config_written(self, offset: int, data: bytes) -> None:
         # 5.2.5: the driver may set `writeback`, and nothing else.
@@ -302,9 +304,15 @@ class Block(VirtioDevice):
             self.counters["config_write"] += 1
             return
         was, self.config.writeback = self.config.writeback, data[0] & 1
-        if was and not self.config.writeback:
-            # 5.2.6.2 does not say so, but a driver that has switched sends no flush for what it wrote before.
-            self._workers.submit([Request(None, self.file.flush, 0, slow=True)])
+        if was and not self.config.writeback and not self._flush_is_due:
+            # 5.2.6.2 does not say so, but a driver that has switched sends no flush for what it wrote before. One flush
+            # that has not begun yet will do, also for a driver that switches to and fro.
+            self._flush_is_due = True
+            self._workers.submit([Request(None, self._flush_once, 0, slow=True)])
+
+    def _flush_once(self) -> None:
+        self._flush_is_due = False
+        self.file.flush()
 
     @property
     def capacity(self) -> int:

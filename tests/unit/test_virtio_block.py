@@ -423,6 +423,27 @@ def test_the_driver_switches_the_cache(disks: Callable[..., Disk], monkeypatch: 
     assert disk.config("writeback") == 1
 
 
+def test_a_driver_that_switches_the_cache_to_and_fro_makes_no_heap_of_flushes(
+    disks: Callable[..., Disk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushes, go_on = 0, threading.Event()
+
+    def slow(fd: int) -> None:
+        nonlocal flushes
+        flushes += 1
+        assert go_on.wait(20)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    disk = disks(workers=1)
+    for _ in range(1000):
+        for value in (0, 1):
+            disk.driver.write(0x100 + BlockConfig.writeback.offset, value, 1)
+    assert len(disk.block._workers._waiting) <= 1
+    go_on.set()
+    assert disk.flush() == OK
+    assert 2 <= flushes <= 3  # one that was under way, one for all that came after it had begun, and the last
+
+
 def test_nothing_else_of_the_configuration_can_be_written(disks: Callable[..., Disk]) -> None:
     disk = disks()
     before = bytes(disk.block.config)
