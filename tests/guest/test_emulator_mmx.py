@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Iterator
 
 import pytest
 
-from instruction_batch import Batch, assemble_each, batch, compare_forms, xsave_image
+from instruction_batch import Batch, compare_forms, xsave_image
 from instruction_comparison import Given, xcr0
+from instruction_forms import OSXMMEXCPT, codes_of, families_of, states_of
 
 pytestmark = pytest.mark.kvm
 
@@ -75,21 +75,9 @@ def state(chance: random.Random, number: int, place: int) -> Given:
     return given
 
 
-@pytest.fixture(scope="module")
-def states() -> Iterator[Batch]:
-    with batch(state, "mmx") as made:
-        made.state.sregs.cr4 |= 1 << 10  # OSXMMEXCPT
-        yield made
-
-
-@pytest.fixture(scope="module")
-def codes() -> dict[str, bytes]:
-    return assemble_each(form for forms in FORMS.values() for form in forms)
-
-
-FAMILIES: dict[str, list[str]] = {}
-for name, forms in FORMS.items():
-    FAMILIES.setdefault(name[:4], []).extend(forms)
+states = states_of(state, "mmx", cr4=OSXMMEXCPT)
+codes = codes_of(FORMS)
+FAMILIES = families_of(FORMS, lambda name: name[:4])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from instruction_batch import Batch, assemble_each, batch, compare_forms
-from instruction_comparison import components
-from kvmpy.pytest_plugin.requirement import skip_or_fail
+from instruction_batch import Batch, assemble_each, compare_forms
+from instruction_forms import codes_of, states_of
 from vector_cases import vector_state
 
 pytestmark = pytest.mark.kvm
@@ -54,17 +51,8 @@ for name, aligned in MOVES.items():
 MISALIGNED = ["vmovdqa32 zmm1, [rsi + 32]", "vmovdqa64 [rsi + 16], ymm17", "vmovaps xmm16, [rsi + 1]"]
 
 
-@pytest.fixture(scope="module")
-def states() -> Iterator[Batch]:
-    if not {5, 6, 7} <= components().keys():
-        skip_or_fail("this processor has no AVX-512")
-    with batch(vector_state, "vector 512") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def codes() -> dict[str, bytes]:
-    return assemble_each([*(form for forms in FORMS.values() for form in forms), *MISALIGNED])
+states = states_of(vector_state, "vector 512", avx_512=True)
+codes = codes_of(FORMS, MISALIGNED)
 
 
 @pytest.mark.parametrize("name", FORMS)

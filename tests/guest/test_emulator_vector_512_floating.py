@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Iterator
 
 import pytest
 
-from instruction_batch import ROOM, Batch, assemble_each, batch, compare_forms, xsave_image
+from instruction_batch import ROOM, Batch, compare_forms, xsave_image
 from instruction_comparison import Given, components, xcr0
+from instruction_forms import OSXMMEXCPT, codes_of, families_of, states_of
 from vector_cases import real_vectors
 
 pytestmark = pytest.mark.kvm
@@ -139,24 +139,9 @@ def state(chance: random.Random, number: int, place: int) -> Given:
     return given
 
 
-@pytest.fixture(scope="module")
-def states() -> Iterator[Batch]:
-    if not {5, 6, 7} <= components().keys():
-        pytest.skip("this processor has no AVX-512")
-    with batch(state, "vector 512 floating") as made:
-        made.state.sregs.cr4 |= 1 << 10  # OSXMMEXCPT
-        yield made
-
-
-@pytest.fixture(scope="module")
-def codes() -> dict[str, bytes]:
-    return assemble_each(form for forms in FORMS.values() for form in forms)
-
-
-FAMILIES: dict[str, list[str]] = {}
-for name, forms in FORMS.items():
-    family = "vcvt" if name.startswith("vcvt") else name.removeprefix("scalar ")[:4]
-    FAMILIES.setdefault(family, []).extend(forms)
+states = states_of(state, "vector 512 floating", avx_512=True, cr4=OSXMMEXCPT)
+codes = codes_of(FORMS)
+FAMILIES = families_of(FORMS, lambda name: "vcvt" if name.startswith("vcvt") else name.removeprefix("scalar ")[:4])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from instruction_batch import Batch, assemble_each, batch, compare_forms
-from instruction_comparison import components
+from instruction_batch import Batch, compare_forms
+from instruction_forms import codes_of, families_of, states_of
 from vector_cases import vector_state
 
 pytestmark = pytest.mark.kvm
@@ -65,22 +63,9 @@ for width, suffix in ((1, "b"), (2, "w"), (4, "d"), (8, "q")):
     FORMS[f"pmov{suffix}2m"] = [f"vpmov{suffix}2m k1, zmm17", f"vpmov{suffix}2m k7, ymm2"]
 
 
-@pytest.fixture(scope="module")
-def states() -> Iterator[Batch]:
-    if not {5, 6, 7} <= components().keys():
-        pytest.skip("this processor has no AVX-512")
-    with batch(vector_state, "vector 512 packed") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def codes() -> dict[str, bytes]:
-    return assemble_each(form for forms in FORMS.values() for form in forms)
-
-
-FAMILIES: dict[str, list[str]] = {}
-for name, forms in FORMS.items():
-    FAMILIES.setdefault(name[:4], []).extend(forms)
+states = states_of(vector_state, "vector 512 packed", avx_512=True)
+codes = codes_of(FORMS)
+FAMILIES = families_of(FORMS, lambda name: name[:4])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from instruction_batch import Batch, assemble_each, batch, compare_forms
+from instruction_batch import Batch, compare_forms
+from instruction_forms import codes_of, states_of
 from vector_cases import listed, vector_state
 
 pytestmark = pytest.mark.kvm
@@ -26,15 +25,8 @@ for name in ["aesenc", "aesenclast", "aesdec", "aesdeclast"]:
     ]
 
 
-@pytest.fixture(scope="module")
-def states() -> Iterator[Batch]:
-    with batch(vector_state, "vector cipher") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def codes() -> dict[str, bytes]:
-    return assemble_each(form for forms in FORMS.values() for form in forms)
+states = states_of(vector_state, "vector cipher")
+codes = codes_of(FORMS)
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
-from instruction_batch import ROOM, Batch, assemble_each, batch, compare_forms, xsave_image
+from instruction_batch import ROOM, Batch, compare_forms, xsave_image
 from instruction_comparison import Given, components, xcr0
+from instruction_forms import OSXMMEXCPT, codes_of, families_of, states_of
 from vector_cases import listed, real_vectors
 
 pytestmark = pytest.mark.kvm
 
-OSXMMEXCPT = 1 << 10
 XMM, AVX = 160, 2
 
 
@@ -106,26 +105,20 @@ def state(chance: random.Random, count: int, place: int) -> Given:
     return given
 
 
-@pytest.fixture(scope="module")
-def states() -> Iterator[Batch]:
-    with batch(state, "vector floating") as made:
-        made.state.sregs.cr4 |= OSXMMEXCPT
-        yield made
+states = states_of(state, "vector floating", cr4=OSXMMEXCPT)
+codes = codes_of(FORMS)
 
 
-@pytest.fixture(scope="module")
-def codes() -> dict[str, bytes]:
-    return assemble_each(form for forms in FORMS.values() for form in forms)
-
-
-FAMILIES: dict[str, list[str]] = {}
-for name, forms in FORMS.items():
+def family_of(name: str) -> str:
+    """Forms that differ only in what they work on: all of ADDPS, ADDPD, ADDSS, ADDSD together."""
     family = name.split()[0].removeprefix("v").rstrip("123")
     for suffix in SIZES:
         if not family.startswith("cvt"):
             family = family.removesuffix(suffix).rstrip("123")
-    FAMILIES.setdefault(family, []).extend(forms)
-"""Forms of instructions that differ only in what they work on: all of ADDPS, ADDPD, ADDSS, ADDSD together."""
+    return family
+
+
+FAMILIES = families_of(FORMS, family_of)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from instruction_batch import Batch, assemble_each, batch, compare_forms
+from instruction_batch import Batch, compare_forms
+from instruction_forms import codes_of, states_of
 from vector_cases import two_sources, vector_state
 
 pytestmark = pytest.mark.kvm
@@ -23,15 +23,8 @@ GALOIS = two_sources("gf2p8mulb") | {
 NEEDED = {"sha": "sha_ni", "gf2": "gfni"}
 
 
-@pytest.fixture(scope="module")
-def states() -> Iterator[Batch]:
-    with batch(vector_state, "vector hash") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def codes() -> dict[str, bytes]:
-    return assemble_each(form for forms in [*SHA.values(), *GALOIS.values()] for form in forms)
+states = states_of(vector_state, "vector hash")
+codes = codes_of(SHA | GALOIS)
 
 
 @pytest.mark.parametrize("name", SHA | GALOIS)

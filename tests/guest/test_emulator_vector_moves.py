@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from instruction_batch import Batch, assemble_each, batch, compare_forms
+from instruction_batch import Batch, assemble_each, compare_forms
 from instruction_comparison import DATA, RAM, Comparison, Given, PlainProcessor, comparison
+from instruction_forms import codes_of, states_of
 from kvmpy.x86.emulator import GuestException, perform
 from kvmpy.x86.page_tables import PageTables
 from kvmpy.x86.paging import PagingMode
@@ -97,15 +98,8 @@ def state(chance: random.Random, number: int, place: int) -> Given:
     return given
 
 
-@pytest.fixture(scope="module")
-def states() -> Iterator[Batch]:
-    with batch(state, "vector moves") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def codes() -> dict[str, bytes]:
-    return assemble_each([*(form for forms in FORMS.values() for form in forms), *MISALIGNED])
+states = states_of(state, "vector moves")
+codes = codes_of(FORMS, MISALIGNED)
 
 
 @pytest.mark.parametrize("name", FORMS)

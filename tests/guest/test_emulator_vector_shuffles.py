@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from instruction_batch import Batch, assemble_each, batch, compare_forms
+from instruction_batch import Batch, compare_forms
+from instruction_forms import codes_of, states_of
 from vector_cases import listed, one_source, two_sources, vector_state
 
 pytestmark = pytest.mark.kvm
@@ -62,15 +61,8 @@ for sign in "sz":
         ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def states() -> Iterator[Batch]:
-    with batch(vector_state, "vector shuffles") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def codes() -> dict[str, bytes]:
-    return assemble_each(form for forms in FORMS.values() for form in forms)
+states = states_of(vector_state, "vector shuffles")
+codes = codes_of(FORMS)
 
 
 @pytest.mark.parametrize("name", FORMS)

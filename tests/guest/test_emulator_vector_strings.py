@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Iterator
 
 import pytest
 
-from instruction_batch import ROOM, Batch, assemble_each, batch, compare_forms, xsave_image
+from instruction_batch import ROOM, Batch, compare_forms, xsave_image
 from instruction_comparison import Given, components, xcr0
+from instruction_forms import codes_of, states_of
 
 pytestmark = pytest.mark.kvm
 
@@ -74,15 +74,8 @@ def state(chance: random.Random, number: int, place: int) -> Given:
     return given
 
 
-@pytest.fixture(scope="module")
-def states() -> Iterator[Batch]:
-    with batch(state, "vector strings") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def codes() -> dict[str, bytes]:
-    return assemble_each([*(form for forms in FORMS.values() for form in forms), *FAULTING])
+states = states_of(state, "vector strings")
+codes = codes_of(FORMS, FAULTING)
 
 
 @pytest.mark.parametrize("name", FORMS)

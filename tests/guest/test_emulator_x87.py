@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from instruction_batch import Batch, assemble_each, batch, compare_batch, compare_forms, xsave_image
 from instruction_comparison import Given, xcr0
+from instruction_forms import states_of
 
 pytestmark = pytest.mark.kvm
 
@@ -86,10 +87,7 @@ def state(chance: random.Random, number: int, place: int) -> Given:
     return given
 
 
-@pytest.fixture(scope="module")
-def states() -> Iterator[Batch]:
-    with batch(state, "x87") as made:
-        yield made
+states = states_of(state, "x87")
 
 
 @pytest.fixture(scope="module")
