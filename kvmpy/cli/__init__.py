@@ -56,8 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: list[str]) -> int:
     with without_garbage_collection():
-        parser = _parser(given)
-    args = parser.parse_args(given)
+        args = _parse(given)
     try:
         status: int = args.run(args)
         sys.stdout.flush()
@@ -97,40 +96,47 @@ def _occupy_standard_descriptors() -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
-def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser for a command line. It knows the arguments of the command in it, and all others by name."""
+def _parse(given: list[str]) -> argparse.Namespace:
+    """What the command line says. It ends the process for a help, and for what cannot be meant so."""
+    if given and given[0] in COMMANDS:
+        return _command_parser(given[0]).parse_args(given[1:])
+    parser = _overview()  # which --help prints
+    parser.parse_args(given)
+    parser.error("the command comes first")
+
+
+def _command_parser(command: str) -> argparse.ArgumentParser:
     import argparse
     from importlib import import_module
 
+    module = import_module(f"kvmpy.cli.{command}")
+    epilog = getattr(module, "EPILOG", None)
+    parser = argparse.ArgumentParser(f"kvmpy {command}", None, module.__doc__, epilog, formatter_class=_formatter)
+    module.add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
+    parser.set_defaults(run=module.run)
+    return parser
+
+
+def _overview() -> argparse.ArgumentParser:
+    """The commands, by name only."""
+    import argparse
+
     from kvmpy import __version__
 
-    # argparse makes a formatter for each argument; with a width of its own it need not load shutil, and that bz2 and
-    # lzma. With `prog` below it need not format a help to find that out. Together, some milliseconds of every start.
-    def formatter(prog: str) -> argparse.HelpFormatter:
-        return argparse.RawDescriptionHelpFormatter(prog, width=_columns() - 2)
-
-    parser = argparse.ArgumentParser(prog="kvmpy", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=formatter)
+    parser = argparse.ArgumentParser("kvmpy", None, _DESCRIPTION, _EPILOG, formatter_class=_formatter)
     parser.add_argument("--version", action="version", version=f"kvmpy {__version__}")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, prog="kvmpy")
-    command = next((word for word in given if not word.startswith("-")), "")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
-        if name != command:
-            if command in COMMANDS and given[0] == command:  # then nobody will ask what else there is
-                continue
-            subparsers.add_parser(name, help=summary, add_help=False)
-            continue
-        module = import_module(f"kvmpy.cli.{name}")
-        subparser = subparsers.add_parser(
-            name,
-            help=summary,
-            description=module.__doc__,
-            epilog=getattr(module, "EPILOG", None),
-            formatter_class=formatter,
-        )
-        module.add_arguments(subparser)
-        subparser.add_argument("--debug", action="store_true", help="show a traceback with an error")
-        subparser.set_defaults(run=module.run)
+        subparsers.add_parser(name, help=summary, add_help=False)
     return parser
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """argparse makes one for each argument; with a width of its own it need not load shutil, and that bz2 and lzma."""
+    import argparse
+
+    return argparse.RawDescriptionHelpFormatter(prog, width=_columns() - 2)
 
 
 @contextmanager
