@@ -95,7 +95,7 @@ def test_a_console_goes_on_in_another_process(tmp_path: Path) -> None:
 import struct
 from kvmpy.virtio import VirtioConsole
 def sink(data):
-    if data == b"two":
+    if data == b"twothree":  # what waits is printed in one piece
         stop(driver)
 console = VirtioConsole(channels=["agent"], sink=sink)
 driver = FakeDriver(console, memory=file_memory(sys.argv[1])).start()
@@ -107,16 +107,17 @@ receive.add((), [4])
 receive.kick()
 console.send(b"typed in one go")
 console.channel("agent").send(b"for the agent")
-for data in (b"one", b"two", b"three"):
-    transmit.add([data])
-transmit.kick()
+for lines in ([b"one"], [b"two", b"three"]):
+    for line in lines:
+        transmit.add([line])
+    transmit.kick()
 """, lambda: console)  # fmt: skip
     receive, transmit, told, _, receive_1, _ = driver.queues
     assert [content for _, _, content in receive.used()] == [b"type"]
     assert [length for _, length, _ in transmit.used()] == [0]  # of the first
     resume(driver)
     assert len(transmit.used()) == 2
-    assert console.output == b"twothree"  # that the first process had taken "two" only it knows
+    assert console.output == b"twothree"  # that the first process had printed them only it knows
     for queue in (receive, receive_1):
         queue.add((), [64])
         queue.kick()
