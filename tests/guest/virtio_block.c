@@ -11,6 +11,7 @@
  */
 
 #include <kvmpy/exit.h>
+#include <kvmpy/interrupts.h>
 #include <kvmpy/ports.h>
 #include <kvmpy/virtio_mmio.h>
 
@@ -36,43 +37,12 @@ static volatile unsigned char statuses[SIZE];
 static uint64_t data[BATCH][BYTES / 8] __attribute__((aligned(4096)));
 volatile unsigned interrupts;
 
-/* SDM vol. 3, "64-Bit Mode IDT". */
-static struct {
-    uint16_t offset_low, selector, type, offset_middle;
-    uint32_t offset_high, reserved;
-} idt[0x30];
-
-struct interrupt_frame;
-
-__attribute__((interrupt)) static void interrupted(struct interrupt_frame *frame)
+__attribute__((interrupt)) static void interrupted(struct kvmpy_interrupt_frame *frame)
 {
     (void)frame;
     if (kvmpy_virtio_mmio_acknowledge(&device))
         interrupts++;
-    kvmpy_out8(0x20, 0x20); /* end of interrupt */
-}
-
-static void take_interrupts(void)
-{
-    struct __attribute__((packed)) {
-        uint16_t limit;
-        void *base;
-    } pointer = {sizeof idt - 1, idt};
-    uintptr_t handler = (uintptr_t)interrupted;
-    uint16_t code;
-
-    __asm__("movw %%cs, %0" : "=r"(code));
-    idt[0x20 + IRQ].offset_low = (uint16_t)handler;
-    idt[0x20 + IRQ].selector = code;
-    idt[0x20 + IRQ].type = 0x8e00; /* present, ring 0, interrupt gate */
-    idt[0x20 + IRQ].offset_middle = (uint16_t)(handler >> 16);
-    idt[0x20 + IRQ].offset_high = (uint32_t)(handler >> 32);
-    __asm__ volatile("lidt %0" : : "m"(pointer), "m"(idt));
-    kvmpy_out8(0x20, 0x11); /* the first 8259A: vectors from 0x20 on, all masked but one */
-    kvmpy_out8(0x21, 0x20);
-    kvmpy_out8(0x21, 0x04);
-    kvmpy_out8(0x21, 0x01);
-    kvmpy_out8(0x21, (unsigned char)~(1 << IRQ));
+    kvmpy_end_of_interrupt();
 }
 
 static void check(int holds, unsigned number)
@@ -104,9 +74,8 @@ static void finish(unsigned count, unsigned round)
     kvmpy_virtq_publish(&queue);
     kvmpy_virtio_mmio_notify(&device, &queue);
 #if INTERRUPT
-    /* Interrupts are off from the look on until HLT waits: an interrupt in between wakes it. */
     while (interrupts <= round)
-        __asm__ volatile("sti; hlt; cli" ::: "memory");
+        kvmpy_wait_for_interrupt();
 #else
     (void)round;
 #endif
@@ -208,8 +177,10 @@ __attribute__((section(".text.entry"))) void _start(void)
     check(kvmpy_virtio_mmio_find(&device, ADDRESS, 2), 1);
     check(kvmpy_virtio_mmio_negotiate(&device, WANTED), 2);
     check(kvmpy_virtio_mmio_queue(&device, 0, &queue, memory, SIZE), 3);
-    if (INTERRUPT)
-        take_interrupts();
+    if (INTERRUPT) {
+        kvmpy_set_gate(KVMPY_IRQ_VECTOR + IRQ, interrupted);
+        kvmpy_take_interrupts(1 << IRQ);
+    }
     kvmpy_virtio_mmio_start(&device);
     if (WORK == CHECK)
         check_each_kind();
