@@ -4,6 +4,7 @@ import os
 import pty
 import select
 import subprocess
+import termios
 import time
 from types import TracebackType
 from typing import Self
@@ -42,6 +43,10 @@ class PromptTerminal:
 
     def type(self, keys: str) -> None:
         os.write(self._master, keys.encode())
+
+    def resize(self, columns: int, rows: int) -> None:
+        """The window gets another size."""
+        termios.tcsetwinsize(self._master, (rows, columns))
 
     def wait_for(self, text: str, *, after: int = 0, patience: float = PATIENCE) -> int:
         """Read until `text` has been shown, from place `after` of `shown` on; the place behind it."""

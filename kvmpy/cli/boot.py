@@ -5,11 +5,12 @@ CMOS clock, PCI host bridge, KVM's interrupt controllers and timer, pvpanic, and
 that panics ends the run, with status 126.
 
 Linux hands the size of the window (LINES, COLUMNS) and TERM to init. A shell in the guest asks for a new size by
-`resize`, or is told it: `stty rows 40 cols 120`.
+`resize`, or is told it: `stty rows 40 cols 120`. A virtio console (--console virtio) knows the size, and its changes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -18,12 +19,17 @@ from kvmpy.cli.kernel_choice import add_kernel_arguments, newest_kernel, open_ke
 from kvmpy.cli.progress import Progress
 from kvmpy.cli.run import KEYS, STATUSES, add_report_arguments, run_guest
 from kvmpy.cli.small_pc import SmallPc, add_machine_arguments, say, to_standard_output
+from kvmpy.cli.virtio_options import add_console_argument, plug_in_console
+from kvmpy.cli.window_size import following_window, window_size
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from kvmpy.boot import LinuxKernel, MultibootKernel
+    from kvmpy.devices import DebugConsole, Uart16550
     from kvmpy.machine import Outcome
+    from kvmpy.virtio import VirtioConsole
 
 __all__ = ["EPILOG", "BootPc", "add_arguments", "run"]
 
@@ -45,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "kvmpy boot [options] [KERNEL]"
     add_kernel_arguments(parser)
     machine = add_machine_arguments(parser, memory=_MEMORY)
+    add_console_argument(machine)
     machine.add_argument(
         "--no-direct", dest="direct", action="store_false",
         help="where KVM has no VT-x or AMD-V below it, leave all of Linux's ring 0 to KVM's instruction emulator",
@@ -63,6 +70,7 @@ class BootPc(SmallPc):
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._progress = Progress()
+        self._virtio_console: VirtioConsole | None = None
         try:
             super().__init__(args)
         finally:
@@ -75,7 +83,29 @@ class BootPc(SmallPc):
             path = newest_kernel()
             say(f"boots {path}, the newest kernel there")
         self._progress.phase(f"opening {path}")
-        return open_kernel(path, self.args, _window())
+        virtio = self.args.console == "virtio"
+        return open_kernel(path, self.args, _environment(with_size=not virtio), virtio_console=virtio)
+
+    def plug_in(self) -> None:
+        """Devices, and the virtio console that may be the terminal."""
+        super().plug_in()
+        if self.args.console == "virtio":
+            self._virtio_console = plug_in_console(self.machine, window_size())
+
+    @property
+    def typed_at(self) -> Uart16550 | VirtioConsole:
+        """The console on the terminal."""
+        return self._virtio_console or self.serial
+
+    @contextlib.contextmanager
+    def console(self) -> Iterator[None]:
+        """Connect it; a virtio console has the size of the window."""
+        console = self._virtio_console
+        with contextlib.ExitStack() as stack:
+            if console is not None and console.board is not None:
+                stack.enter_context(following_window(console.board, console.resize))
+            stack.enter_context(super().console())
+            yield
 
     def load(self) -> None:
         super().load()
@@ -86,17 +116,18 @@ class BootPc(SmallPc):
     def run(self, timeout: float | None) -> Outcome:
         """Run it; as long as it is silent, tell how long that has been."""
         machine, progress = self.machine, Progress()
+        consoles: list[Uart16550 | VirtioConsole | DebugConsole] = [machine.serial, self.typed_at]
+        if self.args.debug_console is None:
+            consoles.append(machine.debug_console)
 
         def first(data: bytes) -> None:
             progress.end()
-            for console in (machine.serial, machine.debug_console):
-                if self.args.debug_console is None or console is machine.serial:
-                    console.connect_sink(to_standard_output)
+            for console in consoles:
+                console.connect_sink(to_standard_output)
             to_standard_output(data)
 
-        machine.serial.connect_sink(first)
-        if self.args.debug_console is None:
-            machine.debug_console.connect_sink(first)
+        for console in consoles:
+            console.connect_sink(first)
         progress.phase("the kernel has said nothing yet")
         try:
             return super().run(timeout)
@@ -110,12 +141,15 @@ class BootPc(SmallPc):
         return outcome
 
 
-def _window() -> dict[str, str]:
-    """The size of the window and the kind of terminal, as the environment of a program has it; nothing without one."""
+def _environment(*, with_size: bool) -> dict[str, str]:
+    """The kind of terminal, and the size of its window, as the environment of a program has it; nothing without one.
+
+    A size there would be obeyed for ever, also where the guest's terminal knows a newer one.
+    """
     if not (os.isatty(0) and os.isatty(1)):
         return {}
-    size = os.get_terminal_size(1)
-    found = {"LINES": str(size.lines), "COLUMNS": str(size.columns)} if size.lines and size.columns else {}
+    size = window_size() if with_size else None
+    found = {"LINES": str(size[1]), "COLUMNS": str(size[0])} if size else {}
     term = os.environ.get("TERM", "")
     if term not in ("", "dumb"):
         found["TERM"] = term

@@ -37,7 +37,8 @@ def add_kernel_arguments(parser: argparse.ArgumentParser) -> None:
     kernel = parser.add_argument_group("the kernel")
     kernel.add_argument(
         "--append", default="", metavar="TEXT",
-        help="the kernel's command line. Linux also gets console=ttyS0, unless TEXT has a console=",
+        help="the kernel's command line. Linux also gets console=ttyS0, or hvc0 with --console virtio, unless TEXT has "
+        "a console=",
     )  # fmt: skip
     files = kernel.add_mutually_exclusive_group()
     files.add_argument("--initrd", metavar="FILE", help="the initial RAM file system, for Linux")
@@ -59,7 +60,9 @@ def add_kernel_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def open_kernel(path: str, args: argparse.Namespace, environment: Mapping[str, str]) -> LinuxKernel | MultibootKernel:
+def open_kernel(
+    path: str, args: argparse.Namespace, environment: Mapping[str, str], *, virtio_console: bool = False
+) -> LinuxKernel | MultibootKernel:
     """The loader for the file, told by its header. `environment` is what a Linux's init shall find in its own.
 
     Raises ImageError for a file that is no kernel, UsageError for options that do not go with it.
@@ -85,7 +88,7 @@ def open_kernel(path: str, args: argparse.Namespace, environment: Mapping[str, s
     words: tuple[str, ...] = ()
     if args.init is not None:
         initrd, words = initramfs_of(args.init, args.append)
-    line = linux_command_line(args.append, environment, words)
+    line = linux_command_line(args.append, environment, words, virtio_console=virtio_console)
     try:
         return LinuxKernel(path, initrd=initrd, cmdline=line, unpack=args.unpack, entry=args.entry)
     except UsageError as error:  # what the loader calls its parameters are options here
@@ -117,13 +120,17 @@ def _module(text: str) -> tuple[str, str]:
     return path, string
 
 
-def linux_command_line(text: str, environment: Mapping[str, str], words: Iterable[str] = ()) -> str:
+def linux_command_line(
+    text: str, environment: Mapping[str, str], words: Iterable[str] = (), *, virtio_console: bool = False
+) -> str:
     """`text`, before it `words`, a console, and variables: Linux hands NAME=VALUE that it does not know to init.
 
     What `text` says already, by the same name, is not said again.
     """
     given = {word.partition("=")[0] for word in text.split()}
-    added = [] if "console" in given else ["console=ttyS0"]
+    # What Linux says before it has found a virtio console never gets there: until then, it goes to the serial port.
+    consoles = ["earlyprintk=ttyS0", "console=hvc0"] if virtio_console else ["console=ttyS0"]
+    added = [] if "console" in given else [word for word in consoles if word.partition("=")[0] not in given]
     added += [f"{name}={value}" for name, value in environment.items() if name not in given]
     return " ".join([*added, *words, *filter(None, [text])])
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kvmpy.devices import FwCfg, Uart16550
     from kvmpy.machine import Outcome
     from kvmpy.machine.pc import Pc
+    from kvmpy.virtio import VirtioConsole
 
 __all__ = [
     "ImageUnreadable", "ProgramPc", "SmallPc", "add_image_arguments", "add_machine_arguments", "say",
@@ -113,6 +114,11 @@ class SmallPc:
         """COM1."""
         return self.machine.serial
 
+    @property
+    def typed_at(self) -> Uart16550 | VirtioConsole:
+        """The console that gets what is typed."""
+        return self.serial
+
     def __enter__(self) -> Self:
         from kvmpy.cli import without_garbage_collection
 
@@ -137,8 +143,7 @@ class SmallPc:
 
                 # Not by default: what SeaBIOS says on COM1 it says here too, and the two would be mixed.
                 pc.add(DebugConsole(0x402, sink=debug_sink, queued=True))
-            plug_in_virtio(args, pc)
-            plug_in_network(args, pc)
+            self.plug_in()
             self.load()
             self._stack = stack.pop_all()
         return self
@@ -146,6 +151,11 @@ class SmallPc:
     def open_image(self) -> Image:
         """What is to be run, found and checked before there is a machine."""
         raise NotImplementedError
+
+    def plug_in(self) -> None:
+        """Add the devices that the arguments ask for."""
+        plug_in_virtio(self.args, self.machine)
+        plug_in_network(self.args, self.machine)
 
     def load(self) -> None:
         """Put it into the machine."""
@@ -161,19 +171,19 @@ class SmallPc:
         self._stack.__exit__(kind, error, trace)
 
     def run(self, timeout: float | None) -> Outcome:
-        """Run the guest with standard input on its serial line, until it ends."""
+        """Run the guest with standard input on its console, until it ends."""
         with self.console():
             return self.explained(self.machine.run(timeout))
 
     @contextlib.contextmanager
     def console(self) -> Iterator[None]:
-        """Connect standard input to the serial line: a terminal in raw mode, anything else as it is."""
+        """Connect standard input to the console: a terminal in raw mode, anything else as it is."""
         from kvmpy.devices.host_input import InputStream
 
-        machine, serial = self.machine, self.serial
+        machine, send = self.machine, self.typed_at.send
         if not os.isatty(0):
             # At its end, or when the writer goes away, input stops and the guest runs on.
-            machine.listen(InputStream(0, serial.send))
+            machine.listen(InputStream(0, send))
             yield
             return
         from kvmpy.cli import terminal
@@ -182,10 +192,10 @@ class SmallPc:
             yield
             return
         keys = terminal.EscapeKey(
-            serial.send,
+            send,
             {
                 "x": machine.stop,
-                "b": serial.send_break,
+                "b": self.serial.send_break,
                 "h": lambda: os.write(2, terminal.HELP.encode()),
                 "?": lambda: os.write(2, terminal.HELP.encode()),
             },

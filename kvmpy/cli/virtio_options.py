@@ -1,12 +1,14 @@
-"""The options --disk, --share and --vsock: virtio devices by which a guest reaches files and programs of the host."""
+"""The options --disk, --share, --vsock and --console: virtio devices by which a guest reaches files, programs and the
+user of the host."""
 
 import argparse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmpy.machine import Machine
+    from kvmpy.virtio import VirtioConsole
 
-__all__ = ["add_virtio_arguments", "plug_in_virtio"]
+__all__ = ["add_console_argument", "add_virtio_arguments", "plug_in_console", "plug_in_virtio"]
 
 
 def add_virtio_arguments(machine: "argparse._ArgumentGroup") -> None:
@@ -24,6 +26,15 @@ def add_virtio_arguments(machine: "argparse._ArgumentGroup") -> None:
         "--vsock", metavar="PATH",
         help="sockets between guest and host: a UNIX socket PATH, to which programs say CONNECT PORT; the guest's own "
         "connections to port N go to PATH_N",
+    )  # fmt: skip
+
+
+def add_console_argument(machine: "argparse._ArgumentGroup") -> None:
+    """Add --console to that group."""
+    machine.add_argument(
+        "--console", choices=("serial", "virtio"), default="serial",
+        help="what is on the terminal: COM1 (the default), or a virtio console, hvc0 of Linux, which is quicker and "
+        "knows the size of the window",
     )  # fmt: skip
 
 
@@ -56,3 +67,14 @@ def plug_in_virtio(args: argparse.Namespace, machine: "Machine") -> None:
         machine.add(Plan9(folder, tag=tag or f"host{number or ''}", read_only=read_only))
     if args.vsock is not None:
         machine.add(Vsock(uds_path=args.vsock))
+
+
+def plug_in_console(machine: "Machine", size: tuple[int, int] | None) -> "VirtioConsole":
+    """Give the machine a virtio console of `size` (columns, rows). A panic that Linux prints there ends the run."""
+    from kvmpy.virtio import VirtioConsole, VirtioMmio
+
+    console = VirtioConsole() if size is None else VirtioConsole(size=size)
+    # Linux waits, without doing anything else, until what it has printed is taken: an exit is quicker than a signal.
+    machine.add(VirtioMmio(console, ioeventfd=False))
+    machine.watch_for_panic(console.ports[0])
+    return console

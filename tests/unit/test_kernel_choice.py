@@ -161,6 +161,20 @@ def test_the_command_line_is_what_was_given_and_what_is_missing(
     assert linux_command_line(text, environment, words) == line
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("quiet", "earlyprintk=ttyS0 console=hvc0 quiet"),
+        ("earlyprintk=vga", "console=hvc0 earlyprintk=vga"),
+        ("console=ttyS0 console=hvc0", "console=ttyS0 console=hvc0"),
+    ],
+)
+def test_a_virtio_console_gets_what_linux_says_when_it_has_found_it_and_the_serial_port_what_comes_before(
+    text: str, line: str
+) -> None:
+    assert linux_command_line(text, {}, virtio_console=True) == line
+
+
 # An initramfs
 
 
