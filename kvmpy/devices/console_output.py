@@ -70,8 +70,23 @@ def _deliver_to(sink: Sink) -> Callable[[bytes], object]:
     return write_and_flush
 
 
+def _last_byte(pattern: bytes | str | re.Pattern[Any]) -> bytes:
+    """With which byte output ends in which the pattern comes; b"" when that is not known."""
+    if isinstance(pattern, re.Pattern):
+        return b""
+    return (pattern if isinstance(pattern, bytes) else pattern.encode("utf-8", "surrogateescape"))[-1:]
+
+
 def _is_bytes(pattern: re.Pattern[Any]) -> TypeGuard[re.Pattern[bytes]]:
     return isinstance(pattern.pattern, bytes)
+
+
+class _Waiter(threading.Event):
+    """Somebody waits for output that ends with `last`, one byte; b"" if it may end with any."""
+
+    def __init__(self, last: bytes) -> None:
+        super().__init__()
+        self.last = last
 
 
 class ConsoleOutput:
@@ -93,7 +108,7 @@ class ConsoleOutput:
         self._line_listener: Callable[[bytes], object] | None = None
         self._output_lock = threading.Lock()
         self._search_lock = threading.Lock()
-        self._waiters: list[threading.Event] = []
+        self._waiters: list[_Waiter] = []
         self._sink = None if sink is None else _deliver_to(sink)
 
     def connect_sink(self, sink: Sink | None) -> None:
@@ -112,7 +127,7 @@ class ConsoleOutput:
             self._trim()
         # Append, then look for waiters; expect() registers, then looks at the bytes: nobody sleeps through one.
         if self._waiters:
-            self._wake()
+            self._wake(_BYTES[byte])
 
     def _put_bytes(self, data: bytes) -> None:
         """The guest wrote all of `data` at once."""
@@ -128,7 +143,7 @@ class ConsoleOutput:
         if len(recent) > self._limit:
             self._trim()
         if self._waiters:
-            self._wake()
+            self._wake(data)
 
     def _trim(self) -> None:
         with self._output_lock:
@@ -144,11 +159,17 @@ class ConsoleOutput:
         """
         self._line_listener = call
 
-    def _wake(self) -> None:
-        with self._output_lock:
-            waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            waiter.set()
+    def _wake(self, written: bytes | None = None) -> None:
+        """Wake those for whom the end of what they wait for may be in `written`; None: all.
+
+        To search at every character would cost the guest's thread more than the rest of its way through Python: both
+        want the interpreter.
+        """
+        for waiter in self._waiters:
+            if written is None or waiter.last in written:
+                with self._output_lock:
+                    self._waiters = [other for other in self._waiters if other is not waiter]
+                waiter.set()
 
     def _snapshot(self) -> tuple[int, bytes]:
         """(stream offset of the first byte, the retained bytes)."""
@@ -188,7 +209,7 @@ class ConsoleOutput:
         the last `expect`, so successive calls walk through the output. Raises `ExpectTimeout` (a TimeoutError).
         """
         deadline = time.monotonic() + timeout
-        wake = threading.Event()
+        wake = _Waiter(_last_byte(pattern))
         try:
             while True:
                 wake.clear()

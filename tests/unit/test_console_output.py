@@ -6,6 +6,7 @@ import io
 import re
 import socket
 import threading
+from typing import Any
 
 import pytest
 
@@ -170,6 +171,29 @@ def test_expect_waits_for_another_thread() -> None:
     asked.set()
     assert console.expect(b"login: ", timeout=30).group() == b"login: "
     thread.join()
+
+
+@pytest.mark.parametrize("pattern", [b"login:", "login:"])
+def test_expect_searches_when_the_last_byte_of_what_it_waits_for_comes(pattern: bytes | str) -> None:
+    class Counted(DebugConsole):
+        searches = 0
+        began: threading.Event
+
+        def _search(self, pattern: Any) -> Any:
+            self.searches += 1
+            self.began.set()
+            return super()._search(pattern)
+
+    console = Counted()
+    console.began = threading.Event()
+    thread = threading.Thread(target=console.expect, args=(pattern, 30))
+    thread.start()
+    console.began.wait()
+    show(console, b"log in" * 100)
+    thread.join(0.1)
+    show(console, b" login:")
+    thread.join()
+    assert console.searches == 2
 
 
 def test_expect_from_two_threads_serves_both() -> None:
