@@ -19,12 +19,19 @@ __all__ = ["DirectContext"]
 
 PAGE = 0x1000
 
+BASE = 0xFFFF_FFFF_7800_0000
+"""Where our memory is in the guest's linear addresses while code runs directly: below the kernel's image, and within
+reach of its relative jumps and those of modules."""
+SIZE = 64 << 20
+
 # In pages of the area: what is where (see also kvmpy.machine.direct_memory).
-GDT, IDT, TSS, STUBS, STACK, JOBS, RETURN, FLAGS_PAGE = 0, 1, 2, 3, 4, 8, 9, 10
+GDT, IDT, STUBS, STACK, JOBS, RETURN, FLAGS_PAGE, TSS = 0, 1, 3, 4, 8, 9, 10, 16
 FRAME = ((STACK + 1) * PAGE - 40) // 8
 """The cell in which an exception leaves RIP; CS, RFLAGS, RSP and SS follow. An error code is before it."""
 FLAGS, PENDING = FLAGS_PAGE * 512, FLAGS_PAGE * 512 + 1
 """The cells with IF and AC, and with how many interrupts wait for IF."""
+KERNEL_GS, CR2_CELL, SAVED, SELECTOR_CELLS = (FLAGS_PAGE * 512 + place for place in (2, 4, 5, 8))
+"""Cells with KERNEL_GS_BASE, with CR2, with registers (RAX, RCX, RDX), and with the selectors, four bytes each."""
 
 IF, AC, TF, RF, IOPL = 0x200, 0x4_0000, 0x100, 0x1_0000, 0x3000
 KEPT = 0x20_4CD5
@@ -58,8 +65,6 @@ class DirectContext(Protocol):
     cells: memoryview
     flags: int
     """IF and AC."""
-    kernel_gs_base: int | None
-    """The MSR by that name, if SWAPGS has changed it since the guest came."""
     halted: bool
     """The guest waits for an interrupt."""
     arrived: bool

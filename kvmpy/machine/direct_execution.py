@@ -32,16 +32,17 @@ from kvmpy.machine.direct_context import (
     RFLAGS,
     RIP,
     RSP,
-    SELECTORS,
+    SIZE,
     SREGS_AT,
     SREGS_END,
-    SS,
     TF,
 )  # fmt: skip
+from kvmpy.machine.direct_guest_tables import GuestTables, Refused
 from kvmpy.machine.direct_instructions import PrivilegedInstructions
-from kvmpy.machine.direct_memory import BASE, SIZE, Refused
 from kvmpy.machine.direct_pace import DirectPace
-from kvmpy.machine.direct_world import AREA, HLT_CODE, IRETQ_CODE, STUB_CODE, DirectWorld
+from kvmpy.machine.direct_ports import take_queued, undo_access
+from kvmpy.machine.direct_ring_0 import HLT_CODE, IRETQ_CODE, STUB_CODE
+from kvmpy.machine.direct_world import AREA, DirectWorld
 
 if TYPE_CHECKING:
     from kvmpy.machine.vcpu_runner import VcpuRunner
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
 __all__ = ["DirectExecution", "direct_execution"]
 
 _BP, _UD, _GP, _PF = 3, 6, 13, 14
-_DATA_SELECTORS = [(SREGS_AT + place + 12) // 2 for place in SELECTORS if place not in (CS, SS)]
-"""Cells of 16 bits of the run page."""
 _INT3 = 0xCC
 _AT_ONCE = 8
 _WAY_OUT = 2
@@ -69,6 +68,7 @@ class DirectExecution(DirectWorld):
     def __init__(self, runner: VcpuRunner) -> None:
         super().__init__(runner)
         self._instructions = PrivilegedInstructions(self)
+        self._tables = GuestTables(self.vcpu.vm.memory)
         self._pace = DirectPace(self._exits())
 
     def is_quicker(self) -> bool:
@@ -80,7 +80,8 @@ class DirectExecution(DirectWorld):
 
     def _exits(self) -> int:
         loop = self.runner.loop
-        return sum(loop.counts().values()) + sum(loop.other_exits.values()) + sum(self.counts.values())
+        accesses = sum(loop.counts().values()) - loop.without_exit
+        return accesses + sum(loop.other_exits.values()) + sum(self.counts.values())
 
     def run(self) -> bool:
         """Run on. True: KVM_RUN was interrupted, and somebody shall look why."""
@@ -88,7 +89,7 @@ class DirectExecution(DirectWorld):
         page = vcpu.page
         vcpu._sync.need_sregs()
         state = vcpu.get_mp_state()
-        if not self._is_possible() or state not in (_RUNNABLE, _HALTED):
+        if not self._is_possible() or state not in (_RUNNABLE, _HALTED) or self._is_raising():
             return False
         self.halted = state == _HALTED
         if self.halted:
@@ -97,16 +98,13 @@ class DirectExecution(DirectWorld):
             vcpu.set_mp_state(_RUNNABLE)  # it comes to a HLT of ours again; until then our own code may have to run
         allowed = _WAY_OUT if self.going_out else 0
         self.going_out = self._hopeless = False
-        if self._is_within(page.u64[RIP]):
-            if not self._step():
-                return False
-        else:
-            self._enter()
+        self._enter()
         try:
             self._look_at_memory(allowed)
             return self._go_on()
         except BaseException:  # of a device, or Ctrl-C: the guest comes to the same instruction again
             if self._inside:
+                undo_access(vcpu, self.memory)
                 self._leave()
             raise
 
@@ -128,15 +126,26 @@ class DirectExecution(DirectWorld):
         self._left_at = -1
 
     def _go_on(self) -> bool:
-        vcpu = self.vcpu
+        loop, vcpu = self.runner.loop, self.vcpu
         page = vcpu.page
         u64, u32 = page.u64, page.u32
         enter, entry = vcpu.enter, vcpu.entry
+        ports, note = loop.port_accesses, loop.recent.append
+        queue = loop.queue is not None
+        first = 0 if loop.queue is None else loop.queue.head
+        last = first + 1
+        handle, stubs = self._handle, STUB_CODE >> 12
         on_its_way = False
+        loop.forget_old_handlers()
         while True:
             if self._postponed and not on_its_way:
                 self._come_again()
-            if enter(*entry) < 0:
+            failed = enter(*entry) < 0
+            if queue and u32[first] != u32[last]:
+                number = ctypes.get_errno()
+                take_queued(loop)
+                ctypes.set_errno(number)
+            if failed:
                 number = ctypes.get_errno()
                 if number != errno.EINTR:
                     self._leave()
@@ -155,12 +164,27 @@ class DirectExecution(DirectWorld):
                 return True
             on_its_way = False
             rip = u64[RIP]
-            if u32[2] == _EXIT_IO and STUB_CODE <= rip < STUB_CODE + PAGE:
+            if u32[2] == _EXIT_IO:
+                if rip >> 12 != stubs:  # the guest's own
+                    access = ports.get(u64[4])
+                    if access is None:
+                        loop.handle()
+                        continue
+                    call, offset, size, data, index, write, place, count = access
+                    if write:
+                        value = data[index]
+                        call(offset, size, value)
+                    else:
+                        data[index] = value = call(offset, size)
+                    u32[2] = NO_EXIT
+                    access[7] = count + 1
+                    note((place, value))
+                    continue
                 u32[2] = NO_EXIT
                 if self.halted:  # the interrupt came in ring 0, on top of the guest's frame
                     self.halted = False
                     self._stand(IRETQ_CODE, 2)
-                if self._handle(rip - STUB_CODE >> 4):
+                if handle(rip - STUB_CODE >> 4):
                     if self.halted:
                         self._stand(HLT_CODE, 2)
                     continue
@@ -183,20 +207,29 @@ class DirectExecution(DirectWorld):
             self.vcpu._sync.need_sregs()  # these may be bits of interrupts that were delivered long ago
             if any(u8[SREGS_AT + INTERRUPTS : SREGS_AT + SREGS_END]):
                 return False
-        return self.memory.fits_selectors(not any(page.u16[place] for place in _DATA_SELECTORS))
+        return True
+
+    def _is_raising(self) -> bool:
+        """Whether the guest is to get an exception next, or what INT n raises: that is to reach its own tables."""
+        vcpu = self.vcpu
+        events = vcpu.get_events()
+        exception, interrupt = events.exception, events.interrupt
+        if exception.injected or exception.pending or (interrupt.injected and interrupt.soft):
+            return True
+        if exception.nr != _BP:
+            return False
+        u64 = vcpu.page.u64  # KVM tells that a breakpoint was the last exception, but not whether it is still to come
+        self._tables.guest_cr3 = u64[(SREGS_AT + CR3) // 8]
+        try:
+            before = self._tables.read_linear(u64[RIP] - 2, 2)
+            return before[1] == _INT3 or before == b"\xcd\3"
+        except Refused:
+            return True
 
     def _on_its_way(self) -> bool:
         """Whether KVM has an event that the guest is to get next."""
-        vcpu = self.vcpu
-        events = vcpu.get_events()
-        if events.exception.injected or events.exception.pending or events.interrupt.injected:
-            return True
-        rip = vcpu.page.u64[RIP]
-        if BASE <= rip < self.memory.stand_ins.end:
-            return False
-        code = self.memory.code_of(rip - 1)  # KVM does not tell of a breakpoint
-        before = rip - 1 & 0xFFF
-        return code is not None and before in code.starts and code.original[before] == _INT3
+        events = self.vcpu.get_events()
+        return bool(events.exception.injected or events.exception.pending or events.interrupt.injected)
 
     def _interrupted(self) -> None:
         """EINTR may come in a stub: before its OUT an exception is not handled yet."""
@@ -205,18 +238,16 @@ class DirectExecution(DirectWorld):
             vector = rip - STUB_CODE >> 4
             if vector >= 32:
                 self._hold(vector)
-            elif vector == _BP:
-                self.cells[FRAME] -= 1
 
     def _handle(self, vector: int) -> bool:
         """What came to our IDT. False: a step of KVM's emulator shall do it, or the guest go on there."""
         self.going_out = self._hopeless = False
         if vector == _PF:
             return self._page_fault()
-        stand_ins = self.memory.stand_ins
-        if stand_ins.base <= self.cells[FRAME] < stand_ins.end:
-            self._settle()
-            if vector == _GP:  # STI, and an interrupt waits
+        stood_in = self.memory.stand_ins.contains(self.cells[FRAME])
+        if stood_in:
+            done = self._settle()
+            if done and vector == _GP:  # STI, and an interrupt waits
                 return self._deliver_held()
         if vector >= 32:
             self.counts["interrupts"] += 1
@@ -224,12 +255,7 @@ class DirectExecution(DirectWorld):
                 return True
             self._hold(vector)
             return not self.flags & IF
-        if vector == _BP:
-            if self.deliver(_BP):
-                return True
-            self.cells[FRAME] -= 1
-            return False
-        return vector in (_GP, _UD) and self._instruction()
+        return vector in (_GP, _UD) and self._instruction(stood_in)
 
     def _page_fault(self) -> bool:
         cells = self.cells
@@ -237,29 +263,42 @@ class DirectExecution(DirectWorld):
         linear = self.vcpu.page.u64[(SREGS_AT + CR2) // 8]
         self.counts["#PF"] += 1
         may_touch_user = bool(self.flags & AC) or not self.system(CR4) & _SMAP
+        if error & 2 and self.memory.stand_ins.contains(cells[FRAME]):
+            self._settle()  # where it is may go, with the page of code that is written to
         try:
             self.memory.touch(linear, bool(error & 2), bool(error & 16), cells[FRAME], may_touch_user)
         except Refused as refused:
             self.counts[f"refused: {refused}" if refused.present is None else "#PF for the guest"] += 1
             self._hopeless = bool(error & 16)
+            self._settle()
             if refused.present is None:
                 return False
-            self._settle()
             self.set_system(CR2, linear)
             return self.deliver(_PF, error & 0x1A | refused.present)
         return True
 
-    def _instruction(self) -> bool:
-        """An instruction that ring 3 may not execute."""
-        memory = self.memory
-        rip = self.cells[FRAME]
+    def _instruction(self, stood_in: bool) -> bool:
+        """An instruction that ring 3 may not execute, or that its stand-in did not care for."""
+        memory, cells = self.memory, self.cells
+        rip = cells[FRAME]
         code = memory.code_of(rip)
         if code is None:
             return False
         offset = rip & 0xFFF
+        if not stood_in and offset in code.moved:  # somebody jumped into the midst of what a stand-in does
+            cells[FRAME] = code.moved[offset]
+            self.counts["moved"] += 1
+            return True
         if offset not in code.starts:  # in what was left out: have it looked through from here
             memory.forget_code(memory.walk(rip)[0])
             return True
+        if code.original[offset] == _INT3:
+            self.counts["INT3"] += 1
+            cells[FRAME] += 1
+            if self.deliver(_BP):
+                return True
+            cells[FRAME] -= 1
+            return False
         instructions = self._instructions
         if not instructions.perform(code, offset):
             self.counts["step " + code.original[offset : offset + 3].hex()] += 1
@@ -267,23 +306,19 @@ class DirectExecution(DirectWorld):
         self.counts["instructions"] += 1
         if self.arrived:
             self.arrived = False
-            if self._is_within(self.cells[FRAME]):
-                return False
         elif not self.halted:
             for _ in range(_AT_ONCE):  # those that follow, if they would fault too
-                following = self.cells[FRAME]
+                following = cells[FRAME]
                 offset = following & 0xFFF
                 if following >> 12 != rip >> 12 or offset not in code.starts or offset > PAGE - 16:
                     break
-                if not instructions.is_likely(code.original, offset) or not instructions.perform(code, offset):
+                if not instructions.is_likely(code, offset) or not instructions.perform(code, offset):
                     break
                 self.counts["at once"] += 1
-        return self._deliver_held()
-
-    def _is_within(self, rip: int) -> bool:
-        """Whether a jump to a stand-in is in the place of the instruction there and of one before it."""
-        code = self.memory.code_of(rip)
-        return code is not None and rip & 0xFFF in code.inside
+        if not self._deliver_held():
+            return False
+        cells[FRAME] = self._moved(cells[FRAME])
+        return True
 
     def _step(self) -> bool:
         """One instruction by KVM's emulator, in the guest's own context. True: inside again."""
@@ -317,10 +352,8 @@ class DirectExecution(DirectWorld):
             debug.apply()
         if number == errno.EINTR:
             page.immediate_exit = True  # come back at once, for who handles this
-        if number or leaving or not self._is_possible():
+        if number or leaving or not self._is_possible() or self._is_raising():
             return False
-        if self._is_within(page.u64[RIP]):
-            return self._step()
         if not 0 <= page.u64[RIP] - before <= 15:
             self._clear_trap_flag(before)
         self._enter()

@@ -23,7 +23,7 @@ from kvmpy.machine.direct_context import (
     IF,
     INTERRUPTS,
     KEPT,
-    KERNEL_GS_BASE,
+    KERNEL_GS,
     NO_INTERRUPTS,
     PAGE,
     RAX,
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 __all__ = ["PrivilegedInstructions"]
 
 _MASK = (1 << 64) - 1
-_IN_AND_OUT = frozenset((0xE4, 0xE5, 0xE6, 0xE7, 0xEC, 0xED, 0xEE, 0xEF))
 _X2APIC, _X2APIC_LAST, _TSC_DEADLINE = 0x800, 0x83F, 0x6E0
 _WIDE_BASE = b"\x48\x0f\xae"
 _OF_GROUPS = frozenset((0x01, 0x20, 0x22, 0x30))
@@ -67,7 +66,7 @@ class PrivilegedInstructions:
         self._u64 = context.vcpu.page.u64
         self._by_opcode = {
             0x9C: self._pushf, 0x9D: self._popf, 0xFA: self._cli, 0xFB: self._sti, 0x8C: self._move_selector,
-            0xCF: self._iretq, 0xF4: self._hlt, 0x0F: self._two_bytes, **dict.fromkeys(_IN_AND_OUT, self._port),
+            0xCF: self._iretq, 0xF4: self._hlt, 0x0F: self._two_bytes,
         }  # fmt: skip
         self._small = self._wide = False
         self._repeat = self._extension = 0
@@ -185,30 +184,6 @@ class PrivilegedInstructions:
             self._u64[place] = value
             self._u64[DIRTY] |= SYNC_REGS
 
-    def _port(self, code: Code, at: int) -> int:
-        """IN or OUT of a device of the machine."""
-        opcode = code.original[at]
-        size = 1 if not opcode & 1 else 2 if self._small else 4
-        u64 = self._u64
-        immediate = opcode < 0xE8
-        port = code.original[at + 1] if immediate else u64[RDX] & 0xFFFF
-        loop = self._context.runner.loop
-        if self._repeat or loop.ports.whole(port, size) is None:
-            return -1
-        mask = (1 << 8 * size) - 1
-        rax = u64[RAX]
-        write = bool(opcode & 2)
-        if write:
-            loop.guard(loop.ports.write)(port, size, rax & mask)
-        else:
-            value = loop.guard(loop.ports.read)(port, size)
-            u64[RAX] = value if size == 4 else rax & ~mask | value
-            u64[DIRTY] |= SYNC_REGS
-        place = ("port", "write" if write else "read", port, size)
-        loop.settled_counts[place] = loop.settled_counts.get(place, 0) + 1
-        loop.recent.append((place, rax & mask if write else value))
-        return 2 if immediate else 1
-
     def _two_bytes(self, code: Code, at: int) -> int:
         original = code.original
         opcode = original[at + 1]
@@ -236,12 +211,9 @@ class PrivilegedInstructions:
             context.flags = context.flags & ~AC | (AC if modrm == 0xCB else 0)
             return 3
         if modrm == 0xF8:  # SWAPGS
-            other = context.kernel_gs_base
-            if other is None:
-                other = self._vcpu.get_msr(KERNEL_GS_BASE)
-            context.kernel_gs_base = context.system(GS_BASE)
-            context.set_system(GS_BASE, other)
-            self._load_bases()
+            other = self._cells[KERNEL_GS]
+            self._cells[KERNEL_GS] = self._u64[(SREGS_AT + GS_BASE) // 8]
+            self._load_base(GS_BASE, other)
             return 3
         if modrm < 0xC0 and modrm & 0x38 == 0x38:  # INVLPG
             context.memory.revalidate(context.system(CR3), code=False)
@@ -249,9 +221,12 @@ class PrivilegedInstructions:
         return -1
 
     @staticmethod
-    def is_likely(original: bytes, at: int) -> bool:
+    def is_likely(code: Code, at: int) -> bool:
         """Whether the instruction at `at` is one that is done here: then it saves a fault to do it at once."""
+        original = code.original
         byte = original[at]
+        if code.copy[at] == 0xE9 != byte:
+            return False  # a stand-in does it
         if byte == 0x0F:
             return original[at + 1] in _OF_GROUPS
         if byte in (0x48, 0x66, 0xF3):
@@ -261,11 +236,10 @@ class PrivilegedInstructions:
             )
         return byte in (0x9C, 0xFA)
 
-    def _load_bases(self) -> None:
-        """Have KVM take the bases of FS and GS."""
-        page, context = self._vcpu.page, self._context
-        for place in (FS_BASE, GS_BASE):
-            page.u64[(SREGS_AT + place) // 8] = context.system(place)
+    def _load_base(self, place: int, value: int) -> None:
+        """Have KVM take the base of FS or GS: it is in the run page, for code of ring 3 can change it."""
+        page = self._vcpu.page
+        page.u64[(SREGS_AT + place) // 8] = value
         page.u8[SREGS_AT + INTERRUPTS : SREGS_AT + SREGS_END] = NO_INTERRUPTS
         page.u64[DIRTY] |= SYNC_SREGS
 
@@ -278,7 +252,7 @@ class PrivilegedInstructions:
         place = GS_BASE if digit & 1 else FS_BASE
         number = modrm & 7 | self._extension
         if digit < 2:
-            value = context.system(place)
+            value = self._u64[(SREGS_AT + place) // 8]
             self._set_register(number, value if self._wide else value & 0xFFFF_FFFF)
             return 3
         value = self._register(number)
@@ -286,8 +260,7 @@ class PrivilegedInstructions:
             value &= 0xFFFF_FFFF
         if value >> 47 not in (0, 0x1FFFF):
             return -1
-        context.set_system(place, value)
-        self._load_bases()
+        self._load_base(place, value)
         return 3
 
     def _control_register(self, modrm: int, write: bool) -> int:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvmpy.machine.direct_code import HLT, Code, StandIns, find_instructions, ways_into
+from kvmpy.machine.direct_code import Code, find_instructions, ways_into
+from kvmpy.machine.direct_context import BASE, CR2_CELL, FLAGS, KERNEL_GS, PENDING, SAVED, SELECTOR_CELLS, SIZE
 from kvmpy.machine.direct_guest_tables import GuestTables, Refused
+from kvmpy.machine.direct_pieces import Cells
+from kvmpy.machine.direct_stand_ins import HLT, HOLE, StandIns
 from kvmpy.memory import GuestMemory
 from kvmpy.x86.instruction_length import length_and_kind
 
@@ -24,15 +27,10 @@ _P, _RW, _US, _A, _D, _PS, _NX = 1, 2, 4, 0x20, 0x40, 0x80, 1 << 63
 _FRAME = 0x000F_FFFF_FFFF_F000
 _LARGE = 0x20_0000
 
-BASE = 0xFFFF_FFFF_4000_0000
-"""Where the area of this module is in the guest's linear addresses while code runs directly: below the kernel's image,
-and within reach of its relative jumps."""
-SIZE = 64 << 20
 _ROOT, _PDPT, _PD = 5, 6, 7
 _FLAGS, _LOW, _STAND_INS, _FIRST_TABLE, _FIRST_COPY = 10, 11, 512, 1024, 8192
 _WRITES_BESIDE = 300
 """After so many writes of code to its own page, which take a step and a new copy each, KVM runs it better."""
-_OTHER_SELECTORS = 100
 _PAGES = SIZE // _PAGE
 _BACK = 96
 """Bytes before a page from which on its instructions are found: sequences of instructions fall into step quickly."""
@@ -74,16 +72,17 @@ class DirectMemory(GuestTables):
         self._free_copies = list(range(_PAGES - 1, _FIRST_COPY - 1, -1))
         self.codes: dict[int, Code] = {}
         """By frame."""
-        self._saw_null_selectors = self._null_selectors = False
-        self._other_selectors = 0
+        self._jump_pages: dict[int, int] = {}
+        """Linear address / 4096 -> page of the area with jumps to stand-ins."""
         self._writes_beside: dict[int, int] = {}
         """Frame -> how often code in it has written to it."""
         self._removed: list[int] = []
         self.written: int | None = None
         """A frame of code that the instruction writes to which was refused last."""
         stand_ins = self.bytes[_STAND_INS * _PAGE : _STAND_INS * _PAGE + _LARGE]
-        flags = BASE + _FLAGS * _PAGE
-        self.stand_ins = StandIns(BASE + _STAND_INS * _PAGE, stand_ins, flags, flags + 8)
+        places = (FLAGS, PENDING, KERNEL_GS, CR2_CELL, SAVED, SELECTOR_CELLS)
+        cells = Cells(*(BASE + 8 * place for place in places))
+        self.stand_ins = StandIns(BASE + _STAND_INS * _PAGE, stand_ins, cells, BASE, self._jump_at)
         self.counts = {"mapped": 0, "removed": 0, "copies": 0, "refused code": 0}
         self._set_up()
 
@@ -91,12 +90,13 @@ class DirectMemory(GuestTables):
         cells, area = self.cells, self.area
         cells[_ROOT * 512 + (BASE >> 39 & 511)] = area + _PDPT * _PAGE | _P | _RW | _US | _A
         cells[_PDPT * 512 + (BASE >> 30 & 511)] = area + _PD * _PAGE | _P | _RW | _US | _A
-        cells[_PD * 512] = area + _LOW * _PAGE | _P | _RW | _US | _A
+        first = _PD * 512 + (BASE >> 21 & 511)
+        cells[first] = area + _LOW * _PAGE | _P | _RW | _US | _A
         for index in range(512):
             cells[_LOW * 512 + index] = area + index * _PAGE | _P | _RW | _A | _D | (_US if index == _FLAGS else 0)
-        cells[_PD * 512 + 1] = area + _STAND_INS * _PAGE | _P | _US | _A | _D | _PS
+        cells[first + 1] = area + _STAND_INS * _PAGE | _P | _US | _A | _D | _PS
         for index in range(2, SIZE // _LARGE):
-            cells[_PD * 512 + index] = area + index * _LARGE | _P | _RW | _A | _D | _PS
+            cells[first + index] = area + index * _LARGE | _P | _RW | _A | _D | _PS
         self._tables[39, BASE >> 39] = _PDPT
         self._tables[30, BASE >> 30] = _PD
 
@@ -104,6 +104,8 @@ class DirectMemory(GuestTables):
 
     def touch(self, linear: int, write: bool, fetch: bool, rip: int, access_to_user: bool) -> None:
         """Map the page of a linear address for this access. Raises Refused where the guest does not."""
+        if HOLE <= linear < BASE + SIZE:
+            raise Refused("a place of our own")
         entry = linear & 0xFFF if linear == rip else None
         frame, rights, leaf, shift, tables = self.walk(linear)
         page = linear >> 12 & 0xF_FFFF_FFFF_FFFF
@@ -236,7 +238,6 @@ class DirectMemory(GuestTables):
         self._map(page, frame, 0, tables, self.area + code.slot * _PAGE)
 
     def _copy(self, page: int, frame: int, entry: int | None) -> Code:
-        arrives = entry
         view = self.page(frame)
         if view is None or not self._free_copies:
             raise Refused("no RAM, or no room")
@@ -264,7 +265,7 @@ class DirectMemory(GuestTables):
             made.copy[:first] = bytes((HLT,)) * first  # where instructions begin there is not known
         linear = page << 12
         for at in found[1]:
-            self.stand_ins.replace(made, at - len(before), linear, arrives)
+            self.stand_ins.replace(made, at - len(before), linear)
         made.slot = self._free_copies.pop()
         self.bytes[made.slot * _PAGE : (made.slot + 1) * _PAGE] = made.copy
         self.codes[frame] = made
@@ -288,27 +289,24 @@ class DirectMemory(GuestTables):
         self._free_copies.append(code.slot)
         self.stand_ins.release(code)
 
-    def fits_selectors(self, null: bool) -> bool:
-        """Whether the guest can go on, when DS, ES, FS and GS are 0, as ring 3 finds them, or are not.
-
-        Code that was looked through while they were may read them itself. Where they are something else only for a
-        moment, as in Linux when a program starts, KVM runs that; where they stay so, all code is looked through again.
-        """
-        if null:
-            self._other_selectors = 0
-            if not self._saw_null_selectors:
-                self._saw_null_selectors = self._null_selectors = True
-        elif self._null_selectors:
-            self._other_selectors += 1
-            if self._other_selectors < _OTHER_SELECTORS:
-                return False
-            self._null_selectors = False
+    def _jump_at(self, linear: int, code: bytes) -> bool:
+        """Write code where nothing of the guest is. False: there is no room."""
+        for at, byte in enumerate(code, linear):
+            number = self._jump_pages.get(at >> 12)
+            if number is None:
+                if not self._free_copies:
+                    return False
+                cell = self._cell(at >> 12)
+                self._jump_pages[at >> 12] = number = self._free_copies.pop()
+                self.bytes[number * _PAGE : (number + 1) * _PAGE] = bytes((HLT,)) * _PAGE
+                self.cells[cell] = self.area + number * _PAGE | _P | _US | _A | _D
+            self.bytes[number * _PAGE + (at & 0xFFF)] = byte
         return True
 
-    def apply_selectors(self) -> None:
-        """Look all code through again, if need be."""
-        if self.stand_ins.null_selectors != self._null_selectors:
-            self.stand_ins.null_selectors = self._null_selectors
+    def use_gs_base_instructions(self, enabled: bool) -> None:
+        """Whether the guest has RDFSBASE and its like; if that has changed, all code is looked through again."""
+        if self.stand_ins.has_gs_base_instructions != enabled:
+            self.stand_ins.has_gs_base_instructions = enabled
             for frame in list(self.codes):
                 self.forget_code(frame)
 

@@ -17,6 +17,9 @@ from kvmpy.errors import KvmpyError
 from kvmpy.kvm.run_page import NO_EXIT, REGS, SYNC_REGS, SYNC_SREGS
 from kvmpy.machine.direct_context import (
     AC,
+    BASE,
+    CR2,
+    CR2_CELL,
     CR3,
     CR4,
     CR8,
@@ -24,55 +27,71 @@ from kvmpy.machine.direct_context import (
     DIRTY,
     FLAGS,
     FRAME,
+    FS_BASE,
     GDT,
     GDTR,
+    GS_BASE,
     IDT,
     IDTR,
     IF,
     INTERRUPTS,
     IOPL,
     JOBS,
+    KEPT,
+    KERNEL_GS,
     KERNEL_GS_BASE,
     NO_INTERRUPTS,
     PAGE,
     PENDING,
+    RAX,
     RCX,
+    RDX,
     RETURN,
     RF,
     RFLAGS,
     RIP,
     RSP,
+    SAVED,
+    SELECTOR_CELLS,
+    SELECTORS,
+    SIZE,
     SREGS_AT,
     SREGS_END,
     SS,
-    STACK,
-    STUBS,
     TR,
     TSS,
 )  # fmt: skip
-from kvmpy.machine.direct_memory import BASE, SIZE, DirectMemory, Refused
+from kvmpy.machine.direct_memory import DirectMemory, Refused
+from kvmpy.machine.direct_ring_0 import (
+    CLEAR_CODE,
+    CODE_0,
+    CODE_3,
+    DATA_0,
+    DATA_3,
+    HLT_CODE,
+    IRETQ_CODE,
+    TASK,
+    TSS_LIMIT,
+    write_ring_0,
+)
 
 if TYPE_CHECKING:
     from kvmpy.kvm import Vcpu
     from kvmpy.machine.vcpu_runner import VcpuRunner
 
-__all__ = ["AREA", "HLT_CODE", "IRETQ_CODE", "STUB_CODE", "DirectFailed", "DirectWorld"]
+__all__ = ["AREA", "DirectFailed", "DirectWorld"]
 
 AREA = 0xE000_0000
 """Where the memory is, in guest-physical addresses: below the controllers of a PC, above its RAM."""
-STUB_CODE, IRETQ_CODE = BASE + STUBS * PAGE, BASE + RETURN * PAGE
-HLT_CODE = IRETQ_CODE + 64
-_PORT = 0xE7
-_TOP, _OURS_END = BASE + (STACK + 1) * PAGE, BASE + (RETURN + 1) * PAGE
-_CODE0, _DATA0, _DATA3, _CODE3, _TR = 0x10, 0x18, 0x28, 0x30, 0x40
-_ERROR_CODES = frozenset((8, 10, 11, 12, 13, 14, 17, 21))
+_OURS_END = BASE + (RETURN + 1) * PAGE
 _HIGHEST = 15
 _CLAC = b"\x0f\x01\xca"
-_UMIP = 0x800
+_UMIP, _SMEP_SMAP, _FSGSBASE = 0x800, 3 << 20, 1 << 16
 _SEGMENT = struct.Struct("=QIH9Bx")
 _TABLE = struct.Struct("=QH6x")
 _FIVE = struct.Struct("<5Q")
 _EXIT_IO = 2
+_SAVED = (RAX, RCX, RDX)
 _RSI, _REGS_END = REGS // 8 + 4, REGS + 144
 
 
@@ -90,7 +109,7 @@ class DirectWorld:
         self.memory = DirectMemory(self.vcpu.vm.memory, AREA)
         self.memory.zap = self._zap
         self._bytes, self.cells = self.memory.bytes, self.memory.cells
-        self._fill()
+        write_ring_0(self._bytes)
         self._guest = bytearray(SREGS_END)
         """The guest's struct kvm_sregs."""
         self._held: list[int] = []
@@ -98,38 +117,13 @@ class DirectWorld:
         self._masked = False
         """Whether interrupts of the local APIC wait for IF."""
         self._postponed = self._kicked = self._inside = False
-        self.kernel_gs_base: int | None = None
+        self._kernel_gs_base = 0
         self._statistics = self.vcpu.statistics()
         self.vcpu.attach(self._statistics)
         self._left_at = -1
         """How many instructions KVM had emulated when the guest left; -1 after what may have changed anything."""
         self.halted = self.going_out = self.arrived = self._hopeless = False
         self.counts: Counter[str] = Counter()
-
-    def _fill(self) -> None:
-        """Descriptor tables, and the code of ring 0 that brings exceptions out: an OUT, and back an IRETQ."""
-        data, tss = self._bytes, BASE + TSS * PAGE
-        gdt = [0] * 16
-        gdt[_CODE0 >> 3], gdt[_DATA0 >> 3] = 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF
-        gdt[_CODE3 >> 3], gdt[_DATA3 >> 3] = 0x00AF_FB00_0000_FFFF, 0x00CF_F300_0000_FFFF
-        gdt[_TR >> 3] = 0x0000_8B00_0000_0067 | (tss & 0xFF_FFFF) << 16 | (tss >> 24 & 0xFF) << 56
-        gdt[(_TR >> 3) + 1] = tss >> 32
-        struct.pack_into("<16Q", data, GDT * PAGE, *gdt)
-        for vector in range(256):
-            stub = STUB_CODE + 16 * vector
-            gate = (stub & 0xFFFF, _CODE0, 0, 0xEE, stub >> 16 & 0xFFFF, stub >> 32, 0)
-            struct.pack_into("<HHBBHII", data, IDT * PAGE + 16 * vector, *gate)
-            drop_error_code = b"\x48\x83\xc4\x08" if vector in _ERROR_CODES else b""
-            code = bytes((0xE6, _PORT)) + drop_error_code + b"\x48\xcf"
-            at = STUBS * PAGE + 16 * vector
-            data[at : at + len(code)] = code
-        struct.pack_into("<IQQQ", data, TSS * PAGE, 0, _TOP, _TOP, _TOP)
-        struct.pack_into("<H", data, TSS * PAGE + 0x66, 0x68)  # no I/O bitmap
-        # iretq; 16 bytes on: lodsq; mov qword [rax], 0; dec rcx; jnz; mov rax, cr3; mov cr3, rax; out
-        clear = bytes.fromhex("48ad 48c70000000000 48ffc9 75f2 0f20d8 0f22d8") + bytes((0xE6, _PORT))
-        data[RETURN * PAGE : RETURN * PAGE + 2] = b"\x48\xcf"
-        data[HLT_CODE - BASE : HLT_CODE - BASE + 4] = b"\xfb\xf4\xeb\xfc"  # sti; hlt; jmp back
-        data[RETURN * PAGE + 16 : RETURN * PAGE + 16 + len(clear)] = clear
 
     # The guest's registers, see DirectContext
 
@@ -162,6 +156,8 @@ class DirectWorld:
     def set_system(self, place: int, value: int) -> None:
         """Change one; it reaches the vCPU when the guest goes back to KVM's emulator."""
         self._guest[place : place + 8] = value.to_bytes(8, "little")
+        if place == CR2:
+            self.cells[CR2_CELL] = value
 
     # In and out
 
@@ -180,22 +176,29 @@ class DirectWorld:
         guest[:] = page.u8[SREGS_AT : SREGS_AT + SREGS_END]
         rflags = u64[RFLAGS]
         self.flags = rflags & (IF | AC)
-        _FIVE.pack_into(self._bytes, 8 * FRAME, u64[RIP], _CODE3 | 3, self._outer(rflags), u64[RSP], _DATA3 | 3)
-        self.memory.stand_ins.selector = self.selector(CS)
+        _FIVE.pack_into(self._bytes, 8 * FRAME, u64[RIP], CODE_3, self._outer(rflags), u64[RSP], DATA_3)
+        self._show_selectors()
         ours = bytearray(guest)
-        _SEGMENT.pack_into(ours, CS, 0, 0xFFFF_FFFF, _CODE0, 11, 1, 0, 0, 1, 1, 1, 0, 0)
-        _SEGMENT.pack_into(ours, SS, 0, 0xFFFF_FFFF, _DATA0, 3, 1, 0, 1, 1, 0, 1, 0, 0)
-        _SEGMENT.pack_into(ours, TR, BASE + TSS * PAGE, 0x67, _TR, 11, 1, 0, 0, 0, 0, 0, 0, 0)
+        _SEGMENT.pack_into(ours, CS, 0, 0xFFFF_FFFF, CODE_0, 11, 1, 0, 0, 1, 1, 1, 0, 0)
+        _SEGMENT.pack_into(ours, SS, 0, 0xFFFF_FFFF, DATA_0, 3, 1, 0, 1, 1, 0, 1, 0, 0)
+        _SEGMENT.pack_into(ours, TR, BASE + TSS * PAGE, TSS_LIMIT, TASK, 11, 1, 0, 0, 0, 0, 0, 0, 0)
         _TABLE.pack_into(ours, GDTR, BASE + GDT * PAGE, 127)
         _TABLE.pack_into(ours, IDTR, BASE + IDT * PAGE, 4095)
-        struct.pack_into("<QQ", ours, CR3, self.memory.cr3, self.system(CR4) | _UMIP)
+        struct.pack_into("<QQ", ours, CR3, self.memory.cr3, self.system(CR4) & ~_SMEP_SMAP | _UMIP)
         regs = bytearray(page.u8[REGS:_REGS_END])
         struct.pack_into("<Q", regs, 48, 8 * FRAME + BASE)
         struct.pack_into("<2Q", regs, 128, *((HLT_CODE + 2, IF | 2) if self.halted else (IRETQ_CODE, 2)))
         sync.put(bytes(regs), bytes(ours))
         self._inside = True
         self.counts["entered"] += 1
-        self.memory.apply_selectors()
+        self.memory.use_gs_base_instructions(bool(self.system(CR4) & _FSGSBASE))
+
+    def _show_selectors(self) -> None:
+        """Give stand-ins the selectors, CR2, and what SWAPGS swaps."""
+        places = [self.selector(place) for place in SELECTORS]
+        struct.pack_into("<6I", self._bytes, 8 * SELECTOR_CELLS, *places)
+        self.cells[CR2_CELL] = self.system(CR2)
+        self.cells[KERNEL_GS] = self._kernel_gs_base = self.vcpu.get_msr(KERNEL_GS_BASE)
 
     def _leave(self) -> None:
         """Back into the guest's own context, at the instruction that comes next."""
@@ -204,40 +207,61 @@ class DirectWorld:
         u64 = page.u64
         rip, rsp, rflags = u64[RIP], u64[RSP], u64[RFLAGS]
         if BASE <= rip < _OURS_END:
+            if u64[RSP] == BASE + 8 * FRAME - 16:  # the handler of #GP had just begun
+                u64[RAX] = self.cells[FRAME - 2]
             rip, _, rflags, rsp, _ = _FIVE.unpack_from(self._bytes, 8 * FRAME)
         rip, rsp, rflags = self._settled(rip, rsp, rflags)
         regs = bytearray(page.u8[REGS:_REGS_END])
         struct.pack_into("<Q", regs, 48, rsp)
         struct.pack_into("<2Q", regs, 128, rip, self.inner(rflags))
         sregs = bytearray(self._guest)
+        for base in (FS_BASE, GS_BASE):
+            sregs[base : base + 8] = page.u8[SREGS_AT + base : SREGS_AT + base + 8]
         sregs[INTERRUPTS:] = NO_INTERRUPTS
         vcpu._sync.put(bytes(regs), bytes(sregs))
         self._masked = self._inside = False
         self.cells[PENDING] = len(self._held)
-        if self.kernel_gs_base is not None:
-            vcpu.set_msr(KERNEL_GS_BASE, self.kernel_gs_base)
-            self.kernel_gs_base = None
+        if self.cells[KERNEL_GS] != self._kernel_gs_base:
+            vcpu.set_msr(KERNEL_GS_BASE, self.cells[KERNEL_GS])
 
     def _emulated(self) -> int:
         """How many instructions KVM has emulated for the vCPU, or -1 where it does not say."""
         return self._statistics.counter("insn_emulation")
 
     def _settled(self, rip: int, rsp: int, rflags: int) -> tuple[int, int, int]:
-        """Where the guest would be, if it is in a stand-in for one of its instructions."""
+        """Where the guest would be, if it is in a stand-in for some of its instructions."""
         stand_ins = self.memory.stand_ins
-        if not stand_ins.base <= rip < stand_ins.end:
+        if not stand_ins.contains(rip):
             return rip, rsp, rflags
-        rip, rsp, rflags, enabled = stand_ins.settle(rip, rsp, rflags, self.memory.read_linear)
-        if enabled:
-            self.flags |= IF
-        return rip, rsp, rflags
+        here, following, state = stand_ins.place(rip)
+        u64 = self.vcpu.page.u64
+        if state.gs:
+            u64[(SREGS_AT + GS_BASE) // 8] = u64[RCX]
+            u64[DIRTY] |= SYNC_SREGS
+        for name in state.saved:
+            index = "acd".index(name)
+            u64[_SAVED[index]] = self.cells[SAVED + index]
+            u64[DIRTY] |= SYNC_REGS
+        rsp += state.popped
+        if state.returning:
+            rip, _, rflags, rsp, _ = _FIVE.unpack(self.memory.read_linear(rsp, 40))
+            return rip, rsp, rflags & KEPT | IF | 2
+        return following if state.done else here, rsp, rflags
 
-    def _settle(self) -> None:
-        """The same for the frame of an exception or an interrupt."""
+    def _settle(self) -> bool:
+        """The same for the frame of an exception or an interrupt. True: the guest's instruction had happened."""
         cells = self.cells
-        cells[FRAME], cells[FRAME + 3], cells[FRAME + 2] = self._settled(
-            cells[FRAME], cells[FRAME + 3], cells[FRAME + 2]
-        )
+        stand_ins, rip = self.memory.stand_ins, cells[FRAME]
+        if not stand_ins.contains(rip):
+            return False
+        done = stand_ins.place(rip).state.done
+        cells[FRAME], cells[FRAME + 3], cells[FRAME + 2] = self._settled(rip, cells[FRAME + 3], cells[FRAME + 2])
+        return done
+
+    def _moved(self, rip: int) -> int:
+        """Where an instruction is done that a jump to a stand-in is in the place of; for all others, where it is."""
+        code = self.memory.code_of(rip)
+        return rip if code is None else code.moved.get(rip & 0xFFF, rip)
 
     def _hold(self, vector: int) -> None:
         """An interrupt has to wait for IF.
@@ -282,7 +306,7 @@ class DirectWorld:
         u64 = page.u64
         struct.pack_into(f"<{len(entries)}Q", self._bytes, JOBS * PAGE, *entries)
         saved = bytes(page.u8[REGS:_REGS_END])
-        u64[_RSI], u64[RCX], u64[RIP], u64[RFLAGS] = BASE + JOBS * PAGE, len(entries), IRETQ_CODE + 16, 2
+        u64[_RSI], u64[RCX], u64[RIP], u64[RFLAGS] = BASE + JOBS * PAGE, len(entries), CLEAR_CODE, 2
         u64[DIRTY] |= SYNC_REGS
         while (number := self._enter_guest()) == errno.EINTR:
             self._postpone_kick()
@@ -338,7 +362,7 @@ class DirectWorld:
         try:  # most handlers begin with CLAC: do it at once
             if self.memory.read_linear(handler, 3) == _CLAC:
                 self.flags &= ~AC
-                handler += 3
+                handler = self._moved(handler + 3)
         except Refused:
             pass
         cells[FRAME], cells[FRAME + 3] = handler, top

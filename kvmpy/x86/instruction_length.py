@@ -1,4 +1,4 @@
-"""How long an instruction of 64-bit code is, and whether it behaves otherwise in ring 3 without a fault.
+"""How long an instruction of 64-bit code is, and whether code of ring 0 that runs in ring 3 needs something else there.
 
 Only lengths, from the opcode maps of SDM vol. 2, appendix A; what instructions do is nobody's business here. See
 `kvmpy.machine.direct_execution` for what it is good for.
@@ -6,7 +6,7 @@ Only lengths, from the opcode maps of SDM vol. 2, appendix A; what instructions 
 
 from __future__ import annotations
 
-__all__ = ["length_and_kind", "sweep"]
+__all__ = ["length_and_kind", "modrm_at", "sweep"]
 
 _MODRM, _IMM8, _IMM16, _IMMZ, _BAD = 1, 2, 4, 8, 16  # IMMZ: two bytes with 66, else four
 
@@ -74,16 +74,18 @@ _PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF
 _VEX_IMMEDIATE = frozenset((0x70, 0x71, 0x72, 0x73, 0xC2, 0xC4, 0xC5, 0xC6))
 
 # What ring 3 does in silence and otherwise than ring 0: flags and selectors that read differently, CPUID, far control
-# transfers, and what takes the selectors that are there.
-_SENSITIVE_ONE = frozenset((0x8C, 0x8E, 0x9C, 0x9D, 0xCA, 0xCB, 0xCD, 0xCF, 0xFA, 0xFB))
+# transfers, what takes the selectors that are there, strings of ports, and INT3. And what kernels do all the time:
+# CLI, STI, STAC, CLAC, SWAPGS, and reading CR2.
+_SENSITIVE_ONE = frozenset((0x6C, 0x6D, 0x6E, 0x6F, 0x8C, 0x8E, 0x9C, 0x9D, 0xCA, 0xCB, 0xCC, 0xCD, 0xCF, 0xFA, 0xFB))
 _SENSITIVE_TWO = frozenset((0x00, 0x02, 0x03, 0x05, 0x07, 0x34, 0x35, 0xA0, 0xA1, 0xA2, 0xA8, 0xA9, 0xB2, 0xB4, 0xB5))
 
 
 def length_and_kind(code: bytes, at: int) -> tuple[int, bool]:
     """The length in bytes of the instruction at `at`, 0 when there is none, and whether it is sensitive.
 
-    Sensitive is what ring 3 executes without a fault but not as ring 0 does: PUSHF, POPF, CPUID, moves of selectors,
-    far returns, SMSW, XGETBV and others. Raises IndexError when `code` ends too soon.
+    Sensitive is what ring 3 executes without a fault but not as ring 0 does (PUSHF, POPF, CPUID, moves of selectors,
+    far returns, SMSW, XGETBV and others), and what faults so often that it is worth a replacement. Raises IndexError
+    when `code` ends too soon.
     """
     start = at
     small = False
@@ -121,10 +123,10 @@ def length_and_kind(code: bytes, at: int) -> tuple[int, bool]:
             sensitive = byte in _SENSITIVE_TWO
             modrm = code[at + 1] if flags & _MODRM else 0
             if byte == 0x01:
-                # SMSW and LMSW; VMCALL, VMMCALL, XGETBV; RDTSCP
-                sensitive = modrm >> 3 & 7 in (4, 6) or modrm in (0xC1, 0xD0, 0xD9, 0xF9)
-            elif 0x20 <= byte <= 0x23:
-                return at + 2 - start, False  # to and from control and debug registers: never memory
+                # SMSW and LMSW; VMCALL, XGETBV, VMMCALL; CLAC, STAC; SWAPGS, RDTSCP
+                sensitive = modrm >> 3 & 7 in (4, 6) or modrm in (0xC1, 0xCA, 0xCB, 0xD0, 0xD9, 0xF8, 0xF9)
+            elif 0x20 <= byte <= 0x23:  # to and from control and debug registers: never memory
+                return at + 2 - start, byte == 0x20 and modrm >> 3 & 7 == 2
             elif byte == 0xC7:
                 sensitive = repeat == 0xF3 and modrm >= 0xF8  # RDPID
             elif byte == 0xAE:
@@ -190,6 +192,19 @@ def length_and_kind(code: bytes, at: int) -> tuple[int, bool]:
     if flags & _IMMZ:
         at += 2 if small else 4
     return at - start, sensitive
+
+
+def modrm_at(code: bytes, at: int) -> int:
+    """Where the ModRM byte of an instruction without VEX or EVEX is, or 0 if it has none."""
+    while (byte := code[at]) in _PREFIXES or byte & 0xF0 == 0x40:
+        at += 1
+    if byte != 0x0F:
+        return at + 1 if _ONE[byte] & _MODRM else 0
+    at += 1
+    byte = code[at]
+    if byte in (0x38, 0x3A):
+        return at + 2
+    return at + 1 if _TWO[byte] & _MODRM else 0
 
 
 def sweep(code: bytes, at: int, end: int) -> tuple[set[int], list[int]]:

@@ -4,89 +4,135 @@ import struct
 
 import pytest
 
-from kvmpy.machine.direct_code import HLT, Code, StandIns, find_instructions, ways_into
+from kvmpy.machine.direct_code import Code, find_instructions, ways_into
+from kvmpy.machine.direct_pieces import Cells, moved
+from kvmpy.machine.direct_stand_ins import HLT, HOLE, StandIns
 
-PAGE, BASE, FLAGS, LINEAR = 0x1000, 0xFFFF_FFFF_4020_0000, 0xFFFF_FFFF_4000_A000, 0xFFFF_FFFF_8100_0000
-IF = 0x200
+PAGE, OURS, LINEAR = 0x1000, 0xFFFF_FFFF_7800_0000, 0xFFFF_FFFF_8100_0000
+BASE = OURS + 0x20_0000
+CELLS = Cells(*(OURS + 0xA000 + 8 * index for index in range(6)))
+FAULTS = {HLT, 0x9A}
+STAND_INS = [
+    "9c 58 0f 1f 44 00 00", "9c 5b 48 89 c3", "9c 41 5c fa 48 8b 45 00", "9c 59 31 c0 90", "9c 8b 04 24 ff c0",
+    "fa 31 c0 48 01 d0", "fb 66 0f 1f 44 00 00", "fb c3 0f 1f 00", "0f 01 f8 65 48 89 24 25 14 60 00 00",
+    "0f 01 cb 48 8b 10", "8c d0 50 54 51", "66 8c c8 83 f8 18", "0f 20 d0 48 89 c3", "41 0f 20 d4 90",
+    "48 cf 0f ba e2 09", "fa 8b 05 00 01 00 00", "74 01 fb 5b 5d c3",
+]  # fmt: skip
 
 
-def page_of(code: str, at: int = 0) -> Code:
-    original = bytes(at) + bytes.fromhex(code)
+class Memory:
+    """What stand-ins and the jumps to them are written to."""
+
+    def __init__(self) -> None:
+        self.slots = bytearray(0x1000)
+        self.jumps: dict[int, bytes] = {}
+
+    def jump_at(self, linear: int, code: bytes) -> bool:
+        self.jumps[linear] = code
+        return True
+
+
+def page_of(code: str) -> Code:
+    original = bytes.fromhex(code)
     original += b"\xcc" * (PAGE - len(original))
-    found = find_instructions(original + bytes(16), 0, {at}, None)
+    found = find_instructions(original + bytes(16), 0, {0}, None)
     assert found is not None
-    return Code(original, found[0], at, -1, False)
+    return Code(original, found[0], 0, -1, False)
 
 
-def replaced(code: Code, at: int, entry: int | None = None) -> tuple[StandIns, bytearray]:
-    memory = bytearray(0x1000)
-    stand_ins = StandIns(BASE, memoryview(memory), FLAGS, FLAGS + 8)
-    stand_ins.replace(code, at, LINEAR, entry)
+def replaced(code: Code, at: int = 0, linear: int = LINEAR) -> tuple[StandIns, Memory]:
+    memory = Memory()
+    stand_ins = StandIns(BASE, memoryview(memory.slots), CELLS, OURS, memory.jump_at)
+    stand_ins.replace(code, at, linear)
     return stand_ins, memory
 
 
-def target(code: Code, at: int) -> int:
-    (distance,) = struct.unpack_from("<i", code.copy, at + 1)
-    return LINEAR + at + 5 + int(distance)
+def target(code: bytes, address: int) -> int:
+    assert code[0] == 0xE9
+    (distance,) = struct.unpack_from("<i", code, 1)
+    return address + 5 + int(distance)
 
 
-@pytest.mark.parametrize(
-    ("code", "size"),
-    [("9c 58 0f 1f 44 00 00", 7), ("fa 66 0f 1f 44 00 00", 7), ("fb 66 0f 1f 44 00 00", 7), ("fa 90 90 90 90 90", 6)],
-)
-def test_with_nops_behind_it_a_jump_takes_the_place_of_an_instruction(code: str, size: int) -> None:
-    page = page_of(code + " c3")
-    stand_ins, _ = replaced(page, 0)
-    assert page.copy[0] == 0xE9
-    assert stand_ins.base <= target(page, 0) < stand_ins.end
-    assert page.copy[size:] == page.original[size:]
-    assert page.inside == {start for start in page.starts if 0 < start < size}
+def site(code: str) -> int:
+    """Where the instruction is that needs the stand-in: behind a conditional jump over it, if there is one."""
+    return 2 if code.startswith("74") else 0
+
+
+@pytest.mark.parametrize("code", STAND_INS)
+def test_a_jump_leads_to_a_stand_in_and_each_byte_of_it_but_the_first_faults(code: str) -> None:
+    page = page_of(code)
+    stand_ins, memory = replaced(page, site(code))
+    arrival = target(bytes(page.copy), LINEAR)
+    assert HOLE <= arrival < OURS
+    assert stand_ins.base <= target(memory.jumps[arrival], arrival) < stand_ins.end
+    assert set(page.copy[1 : page.replaced]) <= FAULTS
+    assert page.replaced >= 5
+    assert page.copy[page.replaced :] == page.original[page.replaced :]
+    assert set(page.moved) <= page.starts
     stand_ins.release(page)
     assert page.stand_ins == []
 
 
-@pytest.mark.parametrize("code", ["9c 5b fa 90 90 90 90", "fa c3", "9d", "0f a2", "48 cf", "fa 0f 1f 00"])
-def test_without_room_it_is_a_halt_and_nothing_else_changes(code: str) -> None:
-    page = page_of(code)
-    replaced(page, 0)
-    assert page.copy == bytes((HLT,)) + page.original[1:]
-
-
-def test_what_the_processor_comes_back_into_the_midst_of_stays() -> None:
-    page = page_of("9c 58 0f 1f 44 00 00 c3")
-    replaced(page, 0, entry=2)
-    assert page.copy == bytes((HLT,)) + page.original[1:]
-
-
-def test_the_end_of_a_function_stays_readable() -> None:
-    page = page_of("9c 58 e9 00 01 00 00", at=16)
-    stand_ins, _ = replaced(page, 16)
-    assert page.copy[16:18] == b"\xeb\x05"
-    assert page.copy[18:23] == page.original[18:23]
-    assert stand_ins.base <= target(page, 23) < stand_ins.end
-
-
-@pytest.mark.parametrize("code", ["9c 58 0f 1f 44 00 00", "fa 66 0f 1f 44 00 00", "fb 66 0f 1f 44 00 00"])
+@pytest.mark.parametrize("code", STAND_INS)
 def test_there_is_a_way_out_of_every_instruction_of_a_stand_in(code: str) -> None:
     capstone = pytest.importorskip("capstone")
-    page = page_of(code + " c3")
-    stand_ins, memory = replaced(page, 0)
-    address = target(page, 0)
-    body = bytes(memory[address - BASE : address - BASE + 32])
-    pushed = 0
-    rsp, saved = 0x8000, 0x246
-    for at, _, name, _ in capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64).disasm_lite(body.rstrip(b"\0"), 0):
-        rip, back, flags, enabled = stand_ins.settle(
-            address + at, rsp - 8 * pushed, 0x246, lambda linear, size: saved.to_bytes(size, "little")
-        )
-        assert rip in (LINEAR, LINEAR + 7)
-        assert back == rsp, f"{name} at {at}"
-        assert flags == 0x246
-        assert enabled == (code.startswith("fb") and at > 0)
-        if name == "jmp":  # what follows is the slow way of STI: its flags are on the stack again
-            pushed = 1
-            continue
-        pushed += {"pushfq": 1, "pop": -1, "popfq": -1}.get(name, 0)
+    page = page_of(code)
+    stand_ins, memory = replaced(page, site(code))
+    arrival = next(iter(memory.jumps))
+    assert stand_ins.place(arrival).here == LINEAR
+    start = target(memory.jumps[arrival], arrival)
+    body = bytes(memory.slots[start - BASE :]).rstrip(b"\0")
+    starts = {LINEAR + at for at in page.starts} | {LINEAR + page.replaced}
+    begins = []
+    for at, _, name, operands in capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64).disasm_lite(body, start):
+        place = stand_ins.place(at)
+        assert {place.here, place.following} <= starts, f"{name} {operands}"
+        begins.append(at)
+        if page.replaced + LINEAR == place.here:  # the jump back
+            break
+    assert set(page.moved.values()) <= set(begins)
+    assert begins[0] == start
+
+
+@pytest.mark.parametrize(
+    "code", ["fa c3 41 57 41 56", "9d", "0f a2", "fa e8 00 01 00 00", "fb eb 10 31 c0", "fa 0f 1f 44 00 00",
+             "fb 66 90 31 c0", "fa 0f 0b 31 c0", "fa ff d0 31 c0", "fb f4 31 c0 90", "8e d8 31 c0 90", "fa 66 66 48 31 c0",
+             "cc"],
+)  # fmt: skip
+def test_without_room_it_faults_and_nothing_else_changes(code: str) -> None:
+    page = page_of(code)
+    replaced(page)
+    assert page.copy[1:] == page.original[1:]
+    assert page.copy[0] == (page.original[0] if page.original[0] in (0xFA, 0xFB) else HLT)
+
+
+def test_where_the_fixed_distance_leads_elsewhere_there_are_no_jumps() -> None:
+    for linear in (0x1000, 0xFFFF_8880_0000_0000, 0xFFFF_FFFF_F000_0000):
+        page = page_of("fa 31 c0 48 01 d0")
+        _, memory = replaced(page, 0, linear)
+        assert page.copy == page.original
+        assert not memory.jumps
+
+
+def test_instructions_of_the_guest_itself_stay_if_it_has_enabled_them() -> None:
+    for enabled in (False, True):
+        page = page_of("f3 48 0f ae c8")
+        stand_ins = StandIns(BASE, memoryview(bytearray(0x1000)), CELLS, OURS, lambda linear, code: True)
+        stand_ins.has_gs_base_instructions = enabled
+        stand_ins.replace(page, 0, LINEAR)
+        assert (page.copy[0] == HLT) is not enabled
+
+
+def test_what_is_relative_to_rip_is_moved_so_that_it_means_the_same() -> None:
+    assert moved(bytes.fromhex("8b 05 00 01 00 00") + bytes(15), 0, 0x2000, 0x1000) == (
+        6, bytes.fromhex("8b 05 00 f1 ff ff"), False,
+    )  # fmt: skip
+    assert moved(bytes.fromhex("75 fe") + bytes(15), 0, 0x2000, 0x1000) == (
+        2,
+        bytes.fromhex("0f 85 fa ef ff ff"),
+        False,
+    )
+    assert moved(bytes.fromhex("c3") + bytes(15), 0, 0x2000, 0x1000) == (1, b"\xc3", True)
 
 
 def test_ways_fall_into_step_and_an_entry_rules_out_those_that_miss_it() -> None:

@@ -1,0 +1,186 @@
+"""Code that does in ring 3, without leaving the guest, what instructions of ring 0 would have done.
+
+An instruction of its own is mostly too short for a jump. So the jump also takes the place of those that follow, which
+are done in the stand-in, too (`kvmpy.machine.direct_pieces`). Nobody knows who jumps to these; so the bytes of the jump
+behind its opcode are such that each of them, executed, faults: then the guest goes on in the stand-in. With its
+distance fixed so, the jump arrives where nothing is that a kernel would use, at a further jump to the stand-in.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvmpy.machine.direct_pieces import BEFORE, Cells, State, assembled, moved, replacement
+from kvmpy.x86.instruction_length import length_and_kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kvmpy.machine.direct_code import Code
+
+__all__ = ["HLT", "HOLE", "Place", "StandIns"]
+
+_PAGE = 0x1000
+_MASK = (1 << 64) - 1
+HLT = 0xF4
+_JMP = 0xE9
+_JUMP = bytes((_JMP, HLT, HLT, HLT, 0x9A))  # 9A, a far call, is undefined in 64-bit code
+_DISTANCE = 0x9AF4_F4F4 - (1 << 32)
+HOLE = 0xFFFF_FFFF_0000_0000
+"""From here up to our own memory Linux uses nothing, and these jumps arrive."""
+_SLOT = 192
+_FAULTS = frozenset((0xFA, 0xFB))
+
+
+class Place(NamedTuple):
+    """Where the guest is in a stand-in: in the instruction at `here`, with `following` behind it."""
+
+    here: int
+    following: int
+    state: State
+
+
+class StandIns:
+    """Stand-ins at linear address `base`, written through `data`; `cells` is where they keep the guest's registers.
+
+    `jump_at(linear, code)` writes `code` in the guest's memory between `HOLE` and `top`. False: there is no room.
+    """
+
+    def __init__(
+        self, base: int, data: memoryview, cells: Cells, top: int, jump_at: Callable[[int, bytes], bool]
+    ) -> None:
+        self.base = base
+        self.end = base + len(data)
+        self._top = top
+        self._data = data
+        self._cells = cells
+        self._jump_at = jump_at
+        self.has_gs_base_instructions = False
+        """Whether the guest has enabled RDFSBASE and its like."""
+        self._free = list(range(len(data) // _SLOT - 1, -1, -1))
+        self._sites: dict[int, dict[int, Place]] = {}
+        """Slot -> offset in it -> where the guest is there."""
+
+    def contains(self, rip: int) -> bool:
+        """Whether an address is one of a stand-in, or on the way to one."""
+        return HOLE <= rip < self.end
+
+    def place(self, rip: int) -> Place:
+        """Where the guest is, which runs at such an address."""
+        if rip < self.base:
+            site = rip - 5 - _DISTANCE & _MASK
+            return Place(site, site, BEFORE)
+        slot, offset = divmod(rip - self.base, _SLOT)
+        return self._sites[slot][offset]
+
+    def replace(self, code: Code, at: int, linear: int) -> None:
+        """Put a jump to a stand-in in the place of the sensitive instruction at offset `at` of the page at `linear`.
+
+        Where that cannot be, HLT; CLI and STI fault themselves.
+        """
+        if at < code.replaced:
+            return
+        over = at - 2  # a jump over this one instruction: what comes behind it is often come to so
+        is_over = over in code.starts and over >= code.replaced and code.original[over] & 0xF0 == 0x70
+        if is_over and code.original[over + 1] == 1 and self._put(code, over, linear):
+            return
+        if self.has_gs_base_instructions and _is_gs_base_instruction(code.original, at):
+            return  # ring 3 does them as well
+        if not self._put(code, at, linear) and (code.original[at] not in _FAULTS or at > _PAGE - 16):
+            code.copy[at] = HLT
+
+    def _put(self, code: Code, at: int, linear: int) -> bool:
+        original = code.original
+        arrival = linear + at + 5 + _DISTANCE & _MASK
+        if at > _PAGE - 32 or not self._free or not HOLE <= arrival < self._top - 16:
+            return False
+        slot = self._free[-1]
+        start = self.base + slot * _SLOT
+        end = at
+        body = b""
+        places: dict[int, Place] = {}
+        begins: dict[int, int] = {}
+        jumps: list[tuple[int, int]] = []
+        returns = False
+        try:
+            while end - at < 5 and not returns:
+                here, address = linear + end, start + len(body)
+                begins[end] = address
+                other = moved(original, end, address, here)
+                if other is not None:
+                    length, raw, returns = other
+                    places[len(body)] = Place(here, here + length, BEFORE)
+                    if raw[:1] == b"\x0f" and raw[1] & 0xF0 == 0x80:
+                        jumps.append((len(body), end + length + (original[end + 1] ^ 0x80) - 0x80))
+                    body += raw
+                else:
+                    found = replacement(original, end, self._cells)
+                    if found is None:
+                        return False
+                    length, lines = found
+                    offset = len(body)
+                    for line in lines:
+                        places[offset] = Place(here, here + length, line.state)
+                        offset += line.size
+                    body += assembled(lines, address)
+                end += length
+            if returns:
+                if not _are_fillers(original, end, at + 5):
+                    return False
+            else:
+                places[len(body)] = Place(linear + end, linear + end, BEFORE)
+                body += _jump(start + len(body), linear + end)
+            for place, target in jumps:
+                if target in begins:  # within the stand-in
+                    distance = begins[target] - (start + place + 6)
+                    body = body[: place + 2] + struct.pack("<i", distance) + body[place + 6 :]
+            jump = _jump(arrival, start)
+        except struct.error:  # too far
+            return False
+        end = max(end, at + 5)
+        if len(body) > _SLOT or end > _PAGE or not self._jump_at(arrival, jump):
+            return False
+        del begins[at]
+        self._free.pop()
+        self._data[slot * _SLOT : slot * _SLOT + len(body)] = body
+        self._sites[slot] = places
+        code.stand_ins.append(slot)
+        code.moved.update(begins)
+        code.copy[at:end] = _JUMP + bytes((HLT,)) * (end - at - 5)
+        code.replaced = end
+        return True
+
+    def release(self, code: Code) -> None:
+        """The copy is no longer used."""
+        for slot in code.stand_ins:
+            del self._sites[slot]
+            self._free.append(slot)
+        code.stand_ins = []
+
+
+def _jump(address: int, target: int) -> bytes:
+    return bytes((_JMP,)) + struct.pack("<i", target - (address + 5))
+
+
+def _are_fillers(code: bytes, at: int, end: int) -> bool:
+    """Whether what is behind a RET is nothing that anybody comes to."""
+    while at < end:
+        if code[at] in (0xCC, 0x90):
+            at += 1
+            continue
+        start = at
+        while code[at] in (0x66, 0x2E):
+            at += 1
+        if code[at : at + 2] != b"\x0f\x1f" or code[start : start + 5] == b"\x0f\x1f\x44\0\0":
+            return False
+        at = start + length_and_kind(code, start)[0]
+    return True
+
+
+def _is_gs_base_instruction(code: bytes, at: int) -> bool:
+    """RDFSBASE, RDGSBASE, WRFSBASE, WRGSBASE."""
+    if code[at] != 0xF3:
+        return False
+    at += 2 if code[at + 1] & 0xF0 == 0x40 else 1
+    return code[at : at + 2] == b"\x0f\xae"
