@@ -10,6 +10,8 @@ takes 40 ms, another 20.
 
 from __future__ import annotations
 
+from kvmpy._value import frozen
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,43 +25,18 @@ else:
 __all__ = ["Entry", "Image", "LoadedRange", "RomMapping"]
 
 
-class _Value:
-    """An immutable value over __slots__."""
-
-    __slots__: tuple[str, ...] = ()
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"a {type(self).__name__} does not change; make a new one")
-
-    def __eq__(self, other: object) -> bool:
-        if type(other) is not type(self):
-            return NotImplemented
-        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
-
-    def __hash__(self) -> int:
-        return hash(tuple(getattr(self, name) for name in self.__slots__))
-
-
-class RomMapping(_Value):
+@frozen
+class RomMapping:
     """Memory that the machine must map before it loads the image: `data` at guest-physical `address`.
 
     Address and size are multiples of 4 KiB. `read_only` asks for a slot that the guest cannot write (KVM API, section
     4.35, KVM_MEM_READONLY: a write becomes an MMIO exit). `name` is what errors call it.
     """
 
-    __slots__ = ("address", "data", "name", "read_only")
-    __match_args__ = ("address", "data")
     address: int
     data: bytes
-    read_only: bool
-    name: str
-
-    def __init__(self, address: int, data: bytes, *, read_only: bool = True, name: str = "ROM") -> None:
-        set_once = object.__setattr__
-        set_once(self, "address", address)
-        set_once(self, "data", data)
-        set_once(self, "read_only", read_only)
-        set_once(self, "name", name)
+    read_only: bool = True
+    name: str = "ROM"
 
     @property
     def size(self) -> int:
@@ -70,20 +47,13 @@ class RomMapping(_Value):
         return f"<RomMapping {self.name} {self.address:#x}..{self.address + self.size - 1:#x}>"
 
 
-class LoadedRange(_Value):
+@frozen
+class LoadedRange:
     """`size` bytes from guest-physical `address` on that an image uses. `name` says for what."""
 
-    __slots__ = ("address", "name", "size")
-    __match_args__ = ("address", "size", "name")
     address: int
     size: int
     name: str
-
-    def __init__(self, address: int, size: int, name: str) -> None:
-        set_once = object.__setattr__
-        set_once(self, "address", address)
-        set_once(self, "size", size)
-        set_once(self, "name", name)
 
     @property
     def end(self) -> int:

@@ -39,7 +39,7 @@ def test_the_values_do_not_change_and_compare() -> None:
     assert loaded != mapping
     for value in (mapping, loaded):
         with pytest.raises(AttributeError, match="does not change"):
-            value.address = 0
+            value.address = 0  # type: ignore[misc]
 
 
 def test_a_rom_mapping_is_read_only_by_default() -> None:
