@@ -36,7 +36,7 @@ def test_the_values_do_not_change_and_compare() -> None:
     assert mapping == RomMapping(0x1000, b"rom") != RomMapping(0x1000, b"rom", read_only=False)
     assert loaded == LoadedRange(0x1000, 0x10, "code") != LoadedRange(0x1000, 0x11, "code")
     assert len({loaded, LoadedRange(0x1000, 0x10, "code")}) == 1
-    assert loaded != mapping
+    assert loaded != mapping  # type: ignore[comparison-overlap]
     for value in (mapping, loaded):
         with pytest.raises(AttributeError, match="does not change"):
             value.address = 0  # type: ignore[misc]
