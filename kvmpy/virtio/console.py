@@ -85,9 +85,8 @@ class VirtioConsole(VirtioDevice):
     `output`, `expect`, `send`, `connect_sink` and `connect_input` are those of the terminal, `ports[0]`;
     `channel(name)` is another port. `size` is (columns, rows); `resize` changes it.
 
-    With channels, a size travels in a message of two numbers. Section 5.3.6.2 has the columns first, but Linux reads
-    the rows first (all versions but 6.15 and 6.16), and other devices do as Linux does; so does this one, unless
-    `rows_first` is False.
+    With channels, a size travels in a message of two numbers, the columns first (section 5.3.6.2). Linux had them the
+    other way round until 2025 (version 6.15, and updates of older ones): for such guests say `rows_first=True`.
     """
 
     name = "virtio-console"
@@ -100,7 +99,7 @@ class VirtioConsole(VirtioDevice):
         channels: Sequence[str] = (),
         sink: Sink | None = None,
         history: int = 0x1_0000,
-        rows_first: bool = True,
+        rows_first: bool = False,
     ) -> None:
         if len(channels) >= _MOST_PORTS or len({*channels}) != len(channels) or not all(channels):
             raise UsageError(f"a console has up to {_MOST_PORTS - 1} channels of different names, not {channels!r}")
