@@ -17,11 +17,13 @@ count, timeout = json.loads(sys.argv[2])
 seen = []
 interrupts = 0
 finished = False
+go = threading.Event()
 main = threading.main_thread().ident
 
 def send():
     global finished
     sent = 0
+    go.wait()
     while interrupts < count or len(seen) < count:
         while interrupts < sent:  # one at a time: the second during a run raises at once, wherever that is
             time.sleep(0.0001)
@@ -36,11 +38,12 @@ def send():
 with Machine(memory=0x10000) as machine:
     machine.load(FlatImage(bytes.fromhex(sys.argv[1])))
     machine.map_ports(0x10, 1, write=lambda offset, size, value: seen.append(value))
-    sender = threading.Thread(target=send)
+    sender = threading.Thread(target=send, daemon=True)
     sender.start()
     while not finished:
         # One that falls between two runs is the program's and not the machine's: the outer except has it.
         try:
+            go.set()
             while not finished:
                 try:
                     machine.run(timeout=timeout)

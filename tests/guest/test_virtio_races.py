@@ -198,6 +198,8 @@ DEVICES: dict[str, tuple[Callable[[Path], VirtioDevice], Callable[[FakeDriver], 
     "network": (network, network_works),
     "sockets": (lambda folder: Vsock(7, folder / "v.sock"), sockets_work),
 }
+COUNTS = ("made", "done")
+"""What each processor of the guest counts."""
 
 
 @pytest.mark.parametrize("ioeventfd", [False, True], ids=["exits", "ioeventfd"])
@@ -211,7 +213,8 @@ def test_rings_that_move_while_they_are_used_harm_nobody(
     size = image.stat().st_size
     with racing(device, made, ioeventfd=ioeventfd) as (machine, transport):
         end = time.monotonic() + SECONDS
-        while time.monotonic() < end:
+        # And until both processors have done something: a busy host may leave them little of the time.
+        while time.monotonic() < end or any(machine.memory.read_u32(made.symbols[name]) <= 10 for name in COUNTS):
             if isinstance(device, VirtioConsole):
                 device.send(b"typed")
             transport.quiesce()
@@ -220,7 +223,5 @@ def test_rings_that_move_while_they_are_used_harm_nobody(
             transport.resume()
             time.sleep(0.005)
         machine.stop()
-        for symbol in ("made", "done"):
-            assert machine.memory.read_u32(made.symbols[symbol]) > 10
         works(FakeDriver(device, mmio=transport, memory=machine.memory).start())
     assert image.stat().st_size == size
