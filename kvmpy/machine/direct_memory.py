@@ -15,7 +15,6 @@ from kvmpy.machine.direct_guest_tables import GuestTables, Refused
 from kvmpy.machine.direct_pieces import Cells
 from kvmpy.machine.direct_stand_ins import HLT, HOLE, StandIns
 from kvmpy.memory import GuestMemory
-from kvmpy.x86.instruction_length import length_and_kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -251,21 +250,18 @@ class DirectMemory(GuestTables):
         else:
             ways = ways_into(code, len(before))
         found = find_instructions(code, len(before), ways, entry)
-        if found is None or not found[0]:
+        if found is None:
             self.counts["refused code"] += 1
             raise Refused("where instructions begin is not certain")
-        starts = {at - len(before) for at in found[0]}
-        first, last = min(starts), max(starts)
-        end = last + length_and_kind(code, last + len(before))[0] - _PAGE if len(after) == 16 else -1
+        first, last = found[0] - len(before), found[1] - len(before) - _PAGE
+        end = last if len(after) == 16 else -1
         following = self.code_of(page + 1 << 12)
         if following is not None and following.uncertain and following.first != end:
             self.forget_code(self._mappings[page + 1].frame)
-        made = Code(original, starts, first, end, len(ways) > 1)
+        made = Code(original, after, first, end, len(ways) > 1)
         if made.uncertain:
             made.copy[:first] = bytes((HLT,)) * first  # where instructions begin there is not known
-        linear = page << 12
-        for at in found[1]:
-            self.stand_ins.replace(made, at - len(before), linear)
+        self.stand_ins.fit(made, [at - len(before) for at in found[2]], page << 12)
         made.slot = self._free_copies.pop()
         self.bytes[made.slot * _PAGE : (made.slot + 1) * _PAGE] = made.copy
         self.codes[frame] = made
@@ -304,10 +300,10 @@ class DirectMemory(GuestTables):
         return True
 
     def use_gs_base_instructions(self, enabled: bool) -> None:
-        """Whether the guest has RDFSBASE and its like; if that has changed, all code is looked through again."""
+        """Whether the guest has RDFSBASE and its like; if that has changed, code with them is looked through again."""
         if self.stand_ins.has_gs_base_instructions != enabled:
             self.stand_ins.has_gs_base_instructions = enabled
-            for frame in list(self.codes):
+            for frame in [frame for frame, code in self.codes.items() if code.has_gs_base]:
                 self.forget_code(frame)
 
     def may_write(self, frame: int) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvmpy.machine.direct_pieces import BEFORE, Cells, State, assembled, moved, replacement
 from kvmpy.x86.instruction_length import length_and_kind
+from kvmpy.x86.instruction_runs import reaches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,7 @@ _DISTANCE = 0x9AF4_F4F4 - (1 << 32)
 HOLE = 0xFFFF_FFFF_0000_0000
 """From here up to our own memory Linux uses nothing, and these jumps arrive."""
 _SLOT = 192
+_INT3 = 0xCC
 _FAULTS = frozenset((0xFA, 0xFB))
 
 
@@ -74,21 +76,32 @@ class StandIns:
         slot, offset = divmod(rip - self.base, _SLOT)
         return self._sites[slot][offset]
 
-    def replace(self, code: Code, at: int, linear: int) -> None:
-        """Put a jump to a stand-in in the place of the sensitive instruction at offset `at` of the page at `linear`.
+    def fit(self, code: Code, sensitive: list[int], linear: int) -> None:
+        """Put jumps to stand-ins in the place of sensitive instructions of the page at `linear`.
 
         Where that cannot be, HLT; CLI and STI fault themselves.
         """
-        if at < code.replaced:
-            return
-        over = at - 2  # a jump over this one instruction: what comes behind it is often come to so
-        is_over = over in code.starts and over >= code.replaced and code.original[over] & 0xF0 == 0x70
-        if is_over and code.original[over + 1] == 1 and self._put(code, over, linear):
-            return
-        if self.has_gs_base_instructions and _is_gs_base_instruction(code.original, at):
-            return  # ring 3 does them as well
-        if not self._put(code, at, linear) and (code.original[at] not in _FAULTS or at > _PAGE - 16):
-            code.copy[at] = HLT
+        original, copy = code.original, code.copy
+        known = code.first
+        for at in sensitive:
+            byte = original[at]
+            if at < code.replaced:
+                continue
+            if byte == _INT3:
+                copy[at] = HLT
+                continue
+            if byte == 0xF3 and _is_gs_base_instruction(original, at):
+                code.has_gs_base = True
+                if self.has_gs_base_instructions:
+                    continue  # ring 3 does them as well
+            over = at - 2  # a jump over this one instruction: what comes behind it is often come to so
+            may_be_over = over >= code.replaced and original[over] & 0xF0 == 0x70 and original[over + 1] == 1
+            is_over = may_be_over and reaches(original, known, over)
+            known = at
+            if is_over and self._put(code, over, linear):
+                continue
+            if not self._put(code, at, linear) and (byte not in _FAULTS or at > _PAGE - 16):
+                copy[at] = HLT
 
     def _put(self, code: Code, at: int, linear: int) -> bool:
         original = code.original
@@ -179,8 +192,6 @@ def _are_fillers(code: bytes, at: int, end: int) -> bool:
 
 
 def _is_gs_base_instruction(code: bytes, at: int) -> bool:
-    """RDFSBASE, RDGSBASE, WRFSBASE, WRGSBASE."""
-    if code[at] != 0xF3:
-        return False
+    """RDFSBASE, RDGSBASE, WRFSBASE, WRGSBASE, of which F3 is the first byte."""
     at += 2 if code[at + 1] & 0xF0 == 0x40 else 1
     return code[at : at + 2] == b"\x0f\xae"

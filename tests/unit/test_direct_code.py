@@ -35,15 +35,13 @@ class Memory:
 def page_of(code: str) -> Code:
     original = bytes.fromhex(code)
     original += b"\xcc" * (PAGE - len(original))
-    found = find_instructions(original + bytes(16), 0, {0}, None)
-    assert found is not None
-    return Code(original, found[0], 0, -1, False)
+    return Code(original, bytes(16), 0, -1, False)
 
 
 def replaced(code: Code, at: int = 0, linear: int = LINEAR) -> tuple[StandIns, Memory]:
     memory = Memory()
     stand_ins = StandIns(BASE, memoryview(memory.slots), CELLS, OURS, memory.jump_at)
-    stand_ins.replace(code, at, linear)
+    stand_ins.fit(code, [at], linear)
     return stand_ins, memory
 
 
@@ -96,8 +94,8 @@ def test_there_is_a_way_out_of_every_instruction_of_a_stand_in(code: str) -> Non
 
 @pytest.mark.parametrize(
     "code", ["fa c3 41 57 41 56", "9d", "0f a2", "fa e8 00 01 00 00", "fb eb 10 31 c0", "fa 0f 1f 44 00 00",
-             "fb 66 90 31 c0", "fa 0f 0b 31 c0", "fa ff d0 31 c0", "fb f4 31 c0 90", "8e d8 31 c0 90", "fa 66 66 48 31 c0",
-             "cc"],
+             "fb 66 90 31 c0", "fa 0f 0b 31 c0", "fa ff d0 31 c0", "fb f4 31 c0 90", "8e d8 31 c0 90",
+             "fa 66 66 48 31 c0", "cc"],
 )  # fmt: skip
 def test_without_room_it_faults_and_nothing_else_changes(code: str) -> None:
     page = page_of(code)
@@ -114,13 +112,24 @@ def test_where_the_fixed_distance_leads_elsewhere_there_are_no_jumps() -> None:
         assert not memory.jumps
 
 
+def test_fillers_in_the_place_of_a_jump_do_not_break_it() -> None:
+    page = page_of("fb c3")
+    stand_ins, memory = replaced(page)
+    assert page.copy[:5] == bytes.fromhex("e9 f4 f4 f4 9a")
+    page = page_of("fb c3")
+    stand_ins.fit(page, [0, 2, 3, 4, 5], LINEAR)
+    assert page.copy[:7] == bytes.fromhex("e9 f4 f4 f4 9a f4 cc")
+    assert set(memory.jumps) == {target(bytes(page.copy), LINEAR)}
+
+
 def test_instructions_of_the_guest_itself_stay_if_it_has_enabled_them() -> None:
     for enabled in (False, True):
         page = page_of("f3 48 0f ae c8")
         stand_ins = StandIns(BASE, memoryview(bytearray(0x1000)), CELLS, OURS, lambda linear, code: True)
         stand_ins.has_gs_base_instructions = enabled
-        stand_ins.replace(page, 0, LINEAR)
+        stand_ins.fit(page, [0], LINEAR)
         assert (page.copy[0] == HLT) is not enabled
+        assert page.has_gs_base
 
 
 def test_what_is_relative_to_rip_is_moved_so_that_it_means_the_same() -> None:
@@ -143,5 +152,11 @@ def test_ways_fall_into_step_and_an_entry_rules_out_those_that_miss_it() -> None
     assert len(before) in ways
     found = find_instructions(code, len(before), ways, 0)
     assert found is not None
-    assert {at - len(before) for at in found[0]} >= {0, 1, 2, 3}
-    assert [at - len(before) for at in found[1]] == [0]
+    assert found == (len(before), len(before) + PAGE, [len(before)])
+
+
+def test_ways_that_do_not_agree_do_so_after_some_instructions() -> None:
+    body = bytes.fromhex("b8 90 90 90 90 fa 31 c0") + b"\x90" * (PAGE - 8)
+    assert find_instructions(body + bytes(16), 0, {0, 1}, None) == (5, PAGE, [5])
+    assert find_instructions(body + bytes(16), 0, {0, 1}, 1) == (1, PAGE, [5])
+    assert find_instructions(body + bytes(16), 0, {1}, 0) == (0, PAGE, [5])
