@@ -40,11 +40,12 @@ EXAMPLES = 2 * DEVICE_EXAMPLES if PROFILE == "ci" else DEVICE_EXAMPLES
 PROGRAMS = st.binary(min_size=40, max_size=400)
 
 ROM = RAM  # 4 KiB right behind RAM
+HIGH, HIGH_SIZE = 1 << 32, 0x4000  # more RAM
 PADDING = 0x1000
 REGISTERS = sorted({getattr(reg, name) for name in reg.__all__ if name != "MAGIC"})
 ADDRESSES = (
     0, 0x800, 0x4_0000, 0x4_0003, 0x5_0000, RAM - 1, RAM - 0x1000, RAM, ROM, ROM + 0xFFF, ROM + 0x1000, 0xD000_0050,
-    1 << 32, (1 << 63) - 1, (1 << 64) - 16, (1 << 64) - 1,
+    HIGH - 1, HIGH, HIGH + 0x100, HIGH + HIGH_SIZE - 16, HIGH + HIGH_SIZE, (1 << 63) - 1, (1 << 64) - 16, (1 << 64) - 1,
 )  # fmt: skip
 LENGTHS = (0, 1, 2, 4, 12, 16, 17, 512, 0x1000, 0x1001, 0x4000, RAM, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFF0, 0xFFFF_FFFF)
 VALUES = (
@@ -80,26 +81,51 @@ class Program:
         return bytes(self.byte() for _ in range(length))
 
 
+Right = tuple[int, Sequence[bytes], Sequence[int]]
+
+
+class _Driver(FakeDriver):
+    """Puts buffers into either RAM, as the bits of `high` say, lowest first."""
+
+    high = 0
+    _high_free = 0
+
+    def place(self, data: bytes, alignment: int = 1) -> int:
+        high, self.high = self.high & 1, self.high >> 1
+        if not high or len(data) > HIGH_SIZE:
+            return super().place(data, alignment)
+        start = -(-self._high_free // alignment) * alignment
+        if start + len(data) > HIGH_SIZE:
+            start = 0
+        self.memory.write(HIGH + start, data)
+        self._high_free = start + len(data)
+        return HIGH + start
+
+
 class HostileTarget:
     """A kind of device to be attacked: `make` makes one, `works(driver)` asserts that it does what it is for.
 
-    `requests` are how its requests begin, `config_size` how many bytes of its configuration space are of interest.
+    `requests` are how its requests begin, `right` some that are as they should be: the queue, what is to be read, and
+    sizes of buffers to be written. `config_size` is how many bytes of its configuration space are of interest.
     `host(device, number)` does something with the device that comes from the host, such as data that arrives.
     """
 
     def __init__(
         self, make: Callable[[], VirtioDevice], *, works: Callable[[FakeDriver], None],
-        requests: Sequence[bytes] = (b"",), config_size: int = 16,
+        requests: Sequence[bytes] = (b"",), right: Sequence[Right] = ((0, (), (16,)),), config_size: int = 16,
         host: Callable[[VirtioDevice, int], None] = lambda device, number: None,
     ) -> None:  # fmt: skip
-        self.make, self.works, self.requests, self.config_size = make, works, tuple(requests), config_size
+        self.make, self.works, self.config_size = make, works, config_size
+        self.requests, self.right = tuple(requests), tuple(right)
         self.host = host
-        self._backing = bytearray(PADDING + RAM + 0x1000 + PADDING)
+        high = PADDING + RAM + 0x1000 + PADDING
+        self._backing = bytearray(high + HIGH_SIZE + PADDING)
         whole = memoryview(self._backing)
         self.memory = GuestMemory()
         self.memory.add(MemoryRegion(0, whole[PADDING : PADDING + RAM], 0))
         self.memory.add(MemoryRegion(ROM, whole[PADDING + RAM :][:0x1000], 0, read_only=True, name="ROM"))
-        self._around = (slice(0, PADDING), slice(PADDING + RAM, None))
+        self.memory.add(MemoryRegion(HIGH, whole[high : high + HIGH_SIZE], 0))
+        self._around = (slice(0, PADDING), slice(PADDING + RAM, high), slice(high + HIGH_SIZE, None))
         for part in self._around:
             self._backing[part] = b"\xa5" * len(self._backing[part])
 
@@ -115,7 +141,7 @@ class _Play:
         self.target, self.program = target, program
         how = program.byte()
         self.legacy = how & 7 == 7
-        self.driver = FakeDriver(target.make(), legacy=self.legacy, events=bool(how & 8), memory=target.memory)
+        self.driver = _Driver(target.make(), legacy=self.legacy, events=bool(how & 8), memory=target.memory)
         if how & 0x10 or self.legacy:  # a driver that has not begun well
             self.rings()
         else:
@@ -133,11 +159,11 @@ class _Play:
             self.driver.queues.append(FakeQueue(self.driver, index, 8, base))
 
     def run(self) -> None:
-        acts = (
+        acts: tuple[Callable[[], None], ...] = (
             self.register, self.any_width, self.status, self.descriptor, self.descriptor, self.offer, self.offer,
             self.kick, self.kick, self.request, self.request, self.request, self.request, self.poke, self.index,
             self.set_up, self.host, self.host, self.config, self.restore, self.indirect, self.indirect, self.ring,
-            self.begin_again, self.begin_again,
+            self.begin_again, self.begin_again, self.right, self.right, self.right,
         )  # fmt: skip
         try:
             while not self.program.over:
@@ -272,6 +298,20 @@ class _Play:
             if how & 128:
                 queue.kick()
 
+    def right(self) -> None:
+        """Requests with nothing wrong, by one notification: there may be more of them than the queue has room for."""
+        program = self.program
+        how = program.byte()
+        number, out, into = self.target.right[program.byte() % len(self.target.right)]
+        queue = self.driver.queues[number]
+        indirect = bool(how & 8)
+        for _ in range(1 + how % 8 if indirect else min(1 + how % 8, max(1, 8 // (len(out) + len(into))))):
+            self.driver.high = program.byte() if how & 16 else 0
+            queue.add(out, into, indirect=indirect)
+        self.driver.high = 0
+        if how & 0xE0:
+            queue.kick()
+
     def poke(self) -> None:
         """Anything into the rings, or near them."""
         queue = self.queue()
@@ -303,7 +343,7 @@ class _Play:
         state = self.driver.mmio.state()
         queues, free = self.driver.queues, self.driver._free
         self.driver.mmio.close()
-        other = FakeDriver(
+        other = _Driver(
             self.target.make(), legacy=self.legacy, events=self.driver.board.has_events, memory=self.target.memory
         )
         other.mmio.restore(state)

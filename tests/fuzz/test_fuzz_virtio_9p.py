@@ -261,7 +261,8 @@ REQUESTS = tuple(
     )
 )
 TARGET = HostileTarget(
-    lambda: Attached(SHARED, "hostile", workers=2, most_descriptors=3), works=works, requests=REQUESTS, config_size=12
+    lambda: Attached(SHARED, "hostile", workers=2, most_descriptors=3), works=works, requests=REQUESTS,
+    right=[(0, (request,), (0x100,)) for request in REQUESTS], config_size=12,
 )  # fmt: skip
 
 

@@ -43,10 +43,15 @@ RANGES = tuple(
     for kind in (BlockType.DISCARD, BlockType.WRITE_ZEROES)
     for sector, count, flags in ((0, 1, 0), (8, 8, 1), (SECTORS - 1, 1, 0), (0, SECTORS + 1, 0), ((1 << 64) - 1, 1, 0))
 )
+RIGHT = (
+    *((0, [pack("<IIQ", BlockType.IN, 0, sector)], [length, 1]) for sector in (0, 1, 2, 9) for length in (512, 1024)),
+    (0, [pack("<IIQ", BlockType.OUT, 0, 20), bytes(512)], [1]),
+    (0, [pack("<IIQ", BlockType.FLUSH, 0, 0)], [1]),
+)
 TARGET = HostileTarget(
     # Its lock would be that of the device which a restore replaces: both have the same open file.
     lambda: Block(IMAGE, serial="hostile", workers=2), works=works,
-    requests=(*REQUESTS, *RANGES), config_size=BlockConfig.num_queues.offset + 2,
+    requests=(*REQUESTS, *RANGES), right=RIGHT, config_size=BlockConfig.num_queues.offset + 2,
 )  # fmt: skip
 
 

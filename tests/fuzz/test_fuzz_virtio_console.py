@@ -35,6 +35,7 @@ TARGETS = {
         lambda channels=channels: VirtioConsole(channels=channels, history=256),  # type: ignore[misc]
         works=works,
         requests=(b"", b"text\n", *MESSAGES),
+        right=((0, (), (8,)), (1, (b"text\n",), ()), *((3, (text,), ()) for text in MESSAGES if channels)),
         config_size=12,
     )
     for channels in CHANNELS

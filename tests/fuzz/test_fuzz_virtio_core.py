@@ -68,7 +68,9 @@ def works(driver: FakeDriver) -> None:
     assert driver.request([b"\2here too"], [16], queue=1) == b"\2here too"
 
 
-TARGET = HostileTarget(Juggler, works=works, requests=(b"\1kept", b"\2answered", b"\0put back"), host=happen)
+REQUESTS = (b"\1kept", b"\2answered", b"\0put back")
+RIGHT = [(queue, [request], [16]) for queue in (0, 1) for request in REQUESTS]
+TARGET = HostileTarget(Juggler, works=works, requests=REQUESTS, right=RIGHT, host=happen)
 
 
 @settings(max_examples=EXAMPLES)

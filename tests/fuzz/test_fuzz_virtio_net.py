@@ -87,8 +87,9 @@ class Cables:
 
 CABLES = {kind: Cables(kind) for kind in KINDS}
 REQUESTS = (NO_OFFLOAD + frame(5), NO_OFFLOAD, b"\1\1", b"")
+RIGHT = ((0, (), (1526,)), (0, (), (12, 600)), (1, (NO_OFFLOAD, frame(5)), ()), (1, (NO_OFFLOAD + frame(6, 1514),), ()))
 TARGETS = {
-    kind: HostileTarget(cables.device, works=cables.works, requests=REQUESTS, host=cables.act)
+    kind: HostileTarget(cables.device, works=cables.works, requests=REQUESTS, right=RIGHT, host=cables.act)
     for kind, cables in CABLES.items()
 }
 TARGET = TARGETS["stream"]  # for scripts/fuzz-virtio

@@ -131,7 +131,13 @@ def host(device: object, number: int) -> None:
     HOSTS.act(device, number)
 
 
-TARGET = HostileTarget(make, works=works, requests=REQUESTS, config_size=8, host=host)
+RIGHT = (
+    (0, (), (0x1000,)), (0, (), (44, 100)), (2, (), (4,)),
+    *((1, (header(operation, 5, 9, length),), ()) for operation, length in (
+        (VsockOperation.REQUEST, 0), (VsockOperation.RW, 100), (VsockOperation.RW, 0xC000), (VsockOperation.RST, 0),
+    )),
+)  # fmt: skip
+TARGET = HostileTarget(make, works=works, requests=REQUESTS, right=RIGHT, config_size=8, host=host)
 
 
 @settings(max_examples=EXAMPLES)
