@@ -114,6 +114,10 @@ class DirectExecution(DirectWorld):
         `allowed` instructions change nothing.
         """
         left_at, self._left_at = self._left_at, -1
+        if self.memory.has_other_regions():
+            self.memory.look_at_regions()
+            self._tables.look_at_regions()
+            left_at = -1
         cr3 = self.system(CR3)
         if left_at < 0 or self._emulated() - left_at > allowed:
             self.counts["looked at all"] += 1

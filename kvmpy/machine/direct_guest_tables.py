@@ -29,10 +29,20 @@ class GuestTables:
     """A walk, and reads and writes of memory by linear address. `guest_cr3` says where the tables are."""
 
     def __init__(self, memory: GuestMemory) -> None:
-        self._regions = [(r.address, r.end, r.buffer, r.buffer.cast("Q")) for r in memory.regions]
+        self._memory = memory
+        self.look_at_regions()
         self.guest_cr3 = 0
         self._place = 0
         """Where the last entry is that was met."""
+
+    def look_at_regions(self) -> None:
+        """The host may have given the guest other memory."""
+        self._seen = self._memory.regions
+        self._regions = [(r.address, r.end, r.buffer, r.buffer.cast("Q")) for r in self._seen]
+
+    def has_other_regions(self) -> bool:
+        """Whether it has."""
+        return self._memory.regions is not self._seen
 
     def _read(self, address: int) -> int:
         for start, end, _, cells in self._regions:

@@ -227,6 +227,11 @@ class DirectMemory(GuestTables):
 
     def _execute(self, page: int, frame: int, tables: tuple[int, ...], entry: int | None) -> None:
         code = self.codes.get(frame)
+        if code is not None:
+            view = self.page(frame)
+            if view is None or bytes(view) != code.original:  # written to by a device, meanwhile
+                self.forget_code(frame)
+                code = None
         if code is None:
             if self._writes_beside.get(frame, 0) > _WRITES_BESIDE:
                 raise Refused("code with data beside it")

@@ -102,6 +102,7 @@ class VcpuRunner:
 
     def _run_claimed(self) -> None:
         vcpu = self.vcpu
+        self._memory_may_have_changed()
         vcpu.page.runs[0] += 1
         if self.control.queuing and self.loop.queue is None:
             from kvmpy.kvm.coalesced_ring import CoalescedRing
@@ -177,6 +178,7 @@ class VcpuRunner:
                 return True
             if control.must_stand(vcpu):
                 control.park(vcpu)
+                self._memory_may_have_changed()
             elif ticked or control.counting:
                 self._look_whether_idle()
             if self.repairs_ring3_entry and ticked and not control.leaving:
@@ -293,8 +295,14 @@ class VcpuRunner:
                 self.runs_ring_0_directly = False
                 return False
         if self.inspector is not None or self.observer is not None or not self.runs_ring_0_directly:
+            self._memory_may_have_changed()
             return False
         return direct.is_quicker() and direct.run()
+
+    def _memory_may_have_changed(self) -> None:
+        """By the host: in a pause, between two runs, or by a debugger that puts breakpoints into it."""
+        if self.direct_execution is not None:
+            self.direct_execution.forget()
 
     def _complete(self, event: exits.InternalError) -> bool:
         """Have an instruction that KVM could not emulate done in software, if it may be and is known."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -232,6 +232,7 @@ beside: mov dword ptr [rip + ticks + 4], ebx      # code that writes to its own 
 """
 
 INT3S = 2000
+NUMBER = 0x1234_5678
 USER_SOURCE = f"""
 _start: {X2APIC}
         mov ecx, 200000                           # long enough for the machine to look after SYSCALL once
@@ -381,3 +382,68 @@ def test_no_breakpoint_is_lost_or_comes_twice_when_the_machine_ticks(at: int) ->
         assert (outcome.end, outcome.code) == (End.EXITED, 1), str(outcome.report)
         direct = machine.runners[0].direct_execution
         assert not needs_repair() or (direct is not None and direct.counts["INT3"] > INT3S // 4)
+
+
+FAR_SOURCE = f"""
+_start: mov ecx, 600000
+1:      dec ecx
+        jnz 1b
+        mov al, 5
+        out 0x77, al
+        in al, 0x77
+        cmp al, 9
+        jne wrong
+again:  call away
+        cmp eax, {NUMBER}
+        jne again
+        cmp dword ptr [rip + data], {NUMBER}
+        jne wrong
+        mov al, 0
+        out 0xf4, al
+wrong:  mov al, 1
+        out 0xf4, al
+        .balign 4096
+away:   mov eax, 0
+        ret
+        .balign 4096
+data:   .quad 0
+"""
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("at", [0, HIGH], ids=["low", "high"])
+def test_what_the_host_writes_in_a_pause_is_seen_and_an_access_whose_handler_raised_comes_again(at: int) -> None:
+    calls: list[tuple[str, int]] = []
+
+    def access(name: str, value: int) -> int:
+        calls.append((name, value))
+        if len(calls) % 2:
+            raise ValueError(name)
+        return 9
+
+    def write(offset: int, size: int, value: int) -> None:
+        access("out", value)
+
+    with prepared(FAR_SOURCE, at, {}) as (machine, symbols):
+        machine.map_ports(0x77, 1, read=lambda offset, size: access("in", 0), write=write)
+        for name in ("out", "in"):
+            with pytest.raises(ValueError, match=name):
+                machine.run(SECONDS)
+        runner = machine.runners[0]
+        assert (runner.direct_execution is not None) == needs_repair()
+        machine.start()
+        if needs_repair():
+            wait_for(lambda: runner.direct_execution is not None and runner.direct_execution.counts["#PF"] > 2)
+        with machine.paused():
+            assert runner.vcpu.regs.rip - at in range(KERNEL, symbols["data"] - at)
+            machine.memory.write_u32(symbols["data"] - at, NUMBER)
+            machine.memory.write_u32(symbols["away"] - at + 1, NUMBER)
+        outcome = machine.wait(SECONDS)
+        assert (outcome.end, outcome.code) == (End.EXITED, 1), str(outcome.report)
+        assert calls == [("out", 5), ("out", 5), ("in", 0), ("in", 0)]
