@@ -32,7 +32,7 @@ FAST_DEADLINE = 60.0
 """Seconds that a phase of a test may take, unless `@pytest.mark.deadline(seconds)` says otherwise."""
 
 SLOW_DEADLINE = 600.0
-"""The same for tests marked `slow`, and for those under tests/fuzz/ with the examples of the profile `ci`."""
+"""The same for tests marked `slow`, and for those of Hypothesis with the examples of the profile `ci`."""
 
 GRACE = 2.0
 """Seconds that a test may take in addition to twice its deadline before the process is ended."""
@@ -140,7 +140,8 @@ def _seconds_allowed(item: pytest.Item) -> float:
     if marker is not None:
         (seconds,) = marker.args
         return float(seconds)
-    if item.get_closest_marker("slow") or (PROFILE == "ci" and _folder(item.path) == "fuzz"):
+    tries_examples = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+    if item.get_closest_marker("slow") or (PROFILE == "ci" and tries_examples):
         return SLOW_DEADLINE
     return FAST_DEADLINE
 
