@@ -336,7 +336,12 @@ class _Play:
                 timer.call()
         for event in list(board.write_events.values()):
             event.call()
-        self.target.host(self.device, self.program.byte())
+        number = self.program.byte()
+        if number % 16 == 15:
+            self.driver.mmio.quiesce()
+            assert all(queue.in_flight == 0 for queue in self.device.queues)
+            self.driver.mmio.resume()
+        self.target.host(self.device, number)
 
     def restore(self) -> None:
         """The machine is saved and restored, perhaps with requests in flight; memory may have changed meanwhile."""

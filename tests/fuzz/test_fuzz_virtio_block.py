@@ -9,7 +9,7 @@ from struct import pack
 
 from hypothesis import given, settings
 
-from kvmpy.virtio import Block
+from kvmpy.virtio import Block, VirtioDevice
 from kvmpy.virtio.block_format import BlockConfig, BlockType
 from virtio_driver import FakeDriver
 from virtio_hostile import EXAMPLES, PROGRAMS, HostileTarget
@@ -31,6 +31,7 @@ def answer(driver: FakeDriver, out: list[bytes], into: list[int]) -> bytes:
 
 
 def works(driver: FakeDriver) -> None:
+    os.truncate(IMAGE.fileno(), SECTORS * 512)
     data = os.urandom(512)
     assert answer(driver, [pack("<IIQ", BlockType.OUT, 0, 9), data], [1]) == b"\0"
     assert answer(driver, [pack("<IIQ", BlockType.IN, 0, 9)], [512, 1]) == data + b"\0"
@@ -47,10 +48,28 @@ RIGHT = (
     *((0, [pack("<IIQ", BlockType.IN, 0, sector)], [length, 1]) for sector in (0, 1, 2, 9) for length in (512, 1024)),
     (0, [pack("<IIQ", BlockType.OUT, 0, 20), bytes(512)], [1]),
     (0, [pack("<IIQ", BlockType.FLUSH, 0, 0)], [1]),
+    *((0, [request], [1]) for request in RANGES),
 )
-TARGET = HostileTarget(
+
+
+def make() -> Block:
+    os.truncate(IMAGE.fileno(), SECTORS * 512)
     # Its lock would be that of the device which a restore replaces: both have the same open file.
-    lambda: Block(IMAGE, serial="hostile", workers=2), works=works,
+    return Block(IMAGE, serial="hostile", workers=2)
+
+
+def host(device: VirtioDevice, number: int) -> None:
+    """The image becomes shorter, is whole again, or is not in memory any more."""
+    if number % 8 == 0:
+        os.truncate(IMAGE.fileno(), number // 8 * 1024)
+    elif number % 8 < 3:
+        os.truncate(IMAGE.fileno(), SECTORS * 512)
+    elif number % 8 == 3:
+        os.posix_fadvise(IMAGE.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+TARGET = HostileTarget(
+    make, works=works, host=host,
     requests=(*REQUESTS, *RANGES), right=RIGHT, config_size=BlockConfig.num_queues.offset + 2,
 )  # fmt: skip
 
