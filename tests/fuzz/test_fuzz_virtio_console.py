@@ -7,7 +7,7 @@ import struct
 import pytest
 from hypothesis import given, settings
 
-from kvmpy.virtio import VirtioConsole
+from kvmpy.virtio import VirtioConsole, VirtioDevice
 from virtio_driver import FakeDriver
 from virtio_hostile import EXAMPLES, PROGRAMS, HostileTarget
 
@@ -24,10 +24,21 @@ def works(driver: FakeDriver) -> None:
     assert console.output.endswith(b"marker")
     if len(console.ports) > 1:
         driver.request([struct.pack("<IHH", 0, 6, 1)], queue=3)
+    for port in console.ports:
+        port._unread.clear()  # what the host has sent meanwhile
     console.send(b"typed")
     answer = driver.request(into=[100])
     assert answer is not None
     assert answer.endswith(b"typed")
+
+
+def host(device: VirtioDevice, number: int) -> None:
+    """Somebody types, or pulls at the window."""
+    assert isinstance(device, VirtioConsole)
+    if number % 4 == 0:
+        device.resize(1 + number, 1 + number // 2)
+    else:
+        device.ports[number % len(device.ports)].send(bytes(number))
 
 
 TARGETS = {
@@ -37,6 +48,7 @@ TARGETS = {
         requests=(b"", b"text\n", *MESSAGES),
         right=((0, (), (8,)), (1, (b"text\n",), ()), *((3, (text,), ()) for text in MESSAGES if channels)),
         config_size=12,
+        host=host,
     )
     for channels in CHANNELS
 }
