@@ -1,7 +1,7 @@
 """Linux, with its own drivers, lives on virtio devices alone: a session in which a shell uses all of them.
 
 Its root is on a disk, its address comes by DHCP, its console and the shell are on hvc0. What it reads is compared with
-what is on the host, and shown. Root is needed, for the network namespaces; test_linux_net.py has passt without.
+what is on the host, and shown. That needs root, for the network namespaces; the last test does not.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from hashlib import md5
@@ -19,8 +20,19 @@ import pytest
 from kvmpy import End
 from kvmpy.virtio import Block, Entropy, NetBackend, Plan9, VirtioConsole, VirtioMmio, VirtioNet
 from linux_disks import check_ext2, dump_from_ext2, make_ext2, make_squashfs, sums
-from linux_networks import BESIDE_GATEWAY, GATEWAY, GUEST, HOST, namespace, passt_between, tap_into
-from linux_session import LinuxSession, on_the_terminal, small_kernel, write_root
+from linux_networks import (
+    BESIDE_GATEWAY,
+    GATEWAY,
+    GUEST,
+    HOST,
+    namespace,
+    passt_between,
+    require_passt,
+    tap_into,
+    web_server,
+)
+from linux_session import PROMPT, LinuxSession, on_the_terminal, small_kernel, write_root
+from prompt_terminal import PromptTerminal
 
 BOOT_SECONDS = 480.0
 """Ten seconds on a computer with nothing else to do; others may be at work."""
@@ -29,6 +41,8 @@ MAC = "52:54:00:12:34:56"
 SIZE = (200, 50)
 """Of the terminal: wide enough for the shell not to break what is typed into lines."""
 MOUNT_9P = "mount -t 9p -o trans=virtio,version=9p2000.L,ro tree /mnt"
+TO_GATEWAY = "set -- $(route -n | grep ^0.0.0.0)"
+"""Makes $2 the gateway: to guests of passt, it is the host."""
 SUMS = "find . -xdev -type f | sort | xargs md5sum"
 
 
@@ -232,3 +246,29 @@ def test_linux_lives_on_squashfs_at_a_tap_interface(
         outcome = session.machine.wait(timeout=COMMAND_SECONDS)
         assert outcome.end is End.RESET, outcome
     check_disks(root_image, before, data_image, written, tmp_path)
+
+
+@pytest.mark.deadline(2 * BOOT_SECONDS + 10 * COMMAND_SECONDS)
+def test_linux_of_the_command_line_has_such_devices(root: Path, tree: Path, served: Path, tmp_path: Path) -> None:
+    """As a person at a terminal has it, without root: the network is the host's own."""
+    require_passt()
+    image = tmp_path / "root.img"
+    make_ext2(image, root)
+    command = (
+        sys.executable, "-m", "kvmpy", "boot", small_kernel("bzImage"), "--memory", "128M",
+        "--append", "root=/dev/vda ip=dhcp", "--console", "virtio", "--net", "passt",
+        "--disk", f"{image},ro", "--share", f"{tree},ro,tag=tree",
+    )  # fmt: skip
+    with web_server(served) as port, PromptTerminal(*map(str, command), term="vt220") as terminal:
+        place = terminal.wait_for("IP-Config: Got DHCP answer from ", patience=BOOT_SECONDS)
+        place = terminal.wait_for(PROMPT, after=place, patience=BOOT_SECONDS)
+        for line, answer in (
+            ("md5sum /files/deep/er/file-5", root / "files/deep/er/file-5"),
+            (f"{MOUNT_9P} && md5sum /mnt/a/b/50000-bytes", tree / "a/b/50000-bytes"),
+            (f"{TO_GATEWAY}; wget -q -O - http://$2:{port}/file | md5sum", served / "file"),
+        ):
+            terminal.type(f"{line}\r")
+            place = terminal.wait_for(md5(answer.read_bytes()).hexdigest(), after=place, patience=COMMAND_SECONDS)
+            place = terminal.wait_for(PROMPT, after=place, patience=COMMAND_SECONDS)
+        terminal.type("poweroff\r")
+        assert terminal.process.wait(COMMAND_SECONDS) == 0
