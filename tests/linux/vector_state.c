@@ -1,7 +1,8 @@
 /* Are a process's own x87, SSE and AVX registers still its own after others have run? `vector_state SEED ROUNDS`.
  *
  * Fills YMM0 to YMM15 and an x87 register with values that follow from the seed, lets others run (sched_yield, by hand:
- * no code of the C library in between), and compares. Then a sum in floating point, whose digits are known.
+ * no code of the C library in between), and compares; for a third of a second at least, so that on a quick processor,
+ * too, one has not ended before the next begins. Then a sum in floating point, whose digits are known.
  * Prints `SEED ok, SWITCHES switches, sum SUM`, or what differed.
  */
 #include <immintrin.h>
@@ -11,6 +12,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <time.h>
 
 typedef uint64_t registers[16][4] __attribute__((aligned(32)));
 
@@ -61,13 +63,21 @@ static double sum_of_squares(int terms)
 	return parts[0] + parts[1] + parts[2] + parts[3];
 }
 
+static double seconds(void)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec + now.tv_nsec * 1e-9;
+}
+
 int main(int count, char **argv)
 {
 	if (count != 3)
 		return 2;
 	long seed = atol(argv[1]), rounds = atol(argv[2]);
 	registers in, out;
-	for (long round = 0; round < rounds; round++) {
+	double end = seconds() + 1. / 3;
+	for (long round = 0; round < rounds || seconds() < end; round++) {
 		double number = seed + round / 8.0;
 		fill(in, seed * 1000003 + round + 1);
 		memset(out, 0, sizeof out);
