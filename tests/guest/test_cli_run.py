@@ -127,17 +127,6 @@ def test_firmware_starts_at_the_reset_vector(image: Path) -> None:
     assert run(image, "--firmware").returncode == 5
 
 
-@pytest.mark.skipif(not Path("/usr/share/seabios/bios.bin").exists(), reason="needs the Debian package seabios")
-def test_seabios_runs_and_logs_to_the_debug_console(tmp_path: Path) -> None:
-    arguments = command("--firmware", "/usr/share/seabios/bios.bin", "--debug-console", tmp_path / "log")
-    with started(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        assert process.stdout is not None
-        assert b"SeaBIOS (version" in process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
-    assert (tmp_path / "log").read_text("latin-1").startswith("SeaBIOS (version")
-
-
 # The machine
 
 

@@ -94,12 +94,12 @@ def test_without_a_video_bios_int_10h_prints_on_com1() -> None:
 
 
 @pytest.mark.deadline(120)
-def test_kvmpy_run_boots_a_floppy_and_types_what_it_reads(tmp_path: Path) -> None:
+def test_kvmpy_run_boots_a_floppy_types_what_it_reads_and_logs_to_the_debug_console(tmp_path: Path) -> None:
     floppy, _ = boot_sectors()
     (tmp_path / "boot.img").write_bytes(floppy)
     command = [sys.executable, "-m", "kvmpy", "run", "--firmware", str(seabios("bios.bin")), "--timeout", "100"]
     with subprocess.Popen(
-        [*command, "--floppy", str(tmp_path / "boot.img")],
+        [*command, "--floppy", str(tmp_path / "boot.img"), "--debug-console", str(tmp_path / "log")],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     ) as process:  # fmt: skip
         assert process.stdin is not None
@@ -115,6 +115,7 @@ def test_kvmpy_run_boots_a_floppy_and_types_what_it_reads(tmp_path: Path) -> Non
         process.stdin.close()
         assert process.wait(timeout=50) == (ord("k") << 1 | 1) & 0xFF
     assert TEXT.encode() in said
+    assert (tmp_path / "log").read_text("latin-1").startswith("SeaBIOS (version")
 
 
 def kvmpy_run(*arguments: object) -> subprocess.CompletedProcess[str]:
