@@ -71,10 +71,8 @@ def plug_in_virtio(args: argparse.Namespace, machine: "Machine") -> None:
 
 def plug_in_console(machine: "Machine", size: tuple[int, int] | None) -> "VirtioConsole":
     """Give the machine a virtio console of `size` (columns, rows). A panic that Linux prints there ends the run."""
-    from kvmpy.virtio import VirtioConsole, VirtioMmio
+    from kvmpy.virtio import VirtioConsole
 
-    console = VirtioConsole() if size is None else VirtioConsole(size=size)
-    # Linux waits, without doing anything else, until what it has printed is taken: an exit is quicker than a signal.
-    machine.add(VirtioMmio(console, ioeventfd=False))
+    console = machine.add(VirtioConsole() if size is None else VirtioConsole(size=size))
     machine.watch_for_panic(console.ports[0])
     return console
