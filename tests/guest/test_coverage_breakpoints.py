@@ -15,6 +15,7 @@ from kvmpy.debug.coverage import Coverage, CoveredCode, basic_blocks
 from kvmpy.debug.coverage.step_support import breaks_in_ring3
 from kvmpy.debug.symbols import LineTable, Symbol, SymbolTable, UnknownSymbolError
 from kvmpy.devices import DebugExit
+from two_processors import COUNTER, working_twice
 
 pytest.importorskip("capstone")
 pytestmark = pytest.mark.kvm
@@ -480,34 +481,14 @@ def test_a_debugger_reads_memory_as_if_there_were_no_breakpoints(sources: Path) 
             assert machine.debugger.read_memory(machine.vcpus[0], PROGRAM, SIZE) == before
 
 
-TWO = """
-        .code16
-_start: mov ax, 0
-        mov ds, ax
-        mov si, 5
-again:  call work
-        dec si
-        jnz again
-        lock inc byte ptr [0x8800]
-wait:   cmp byte ptr [0x8800], 2
-        jne wait
-        mov al, 0
-        out 0xf4, al
-stop:   hlt
-        jmp stop
-work:   lock inc word ptr [0x8000]
-        ret
-"""
-
-
 @pytest.mark.parametrize("attempt", range(3))
 def test_processors_that_reach_a_breakpoint_at_the_same_time_go_on(attempt: int) -> None:
-    with flat(TWO, 16, vcpus=2) as (machine, symbols):
+    with flat(working_twice(5), 16, vcpus=2) as (machine, symbols):
         before = machine.memory.read(CODE, 0x100)
         machine.vcpus[1].set_real_mode(CODE, stack=0x6000)
         with Coverage(machine, "breakpoints") as coverage:
             assert machine.run(SECONDS).end is End.EXITED
-        assert machine.memory.read_u16(0x8000) == 10
+        assert machine.memory.read_u16(COUNTER) == 10
         assert {symbols[name] for name in ("_start", "again", "work", "wait")} <= coverage.addresses
         assert machine.memory.read(CODE, 0x100) == before
 

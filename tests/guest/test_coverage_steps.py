@@ -18,6 +18,7 @@ from kvmpy.debug.disassembly import Disassembler
 from kvmpy.devices import DebugExit
 from kvmpy.x86 import long_mode
 from kvmpy.x86.gates import Gate, Idt
+from two_processors import COUNTER, working_twice
 
 pytestmark = pytest.mark.kvm
 
@@ -333,28 +334,8 @@ def test_code_that_a_guest_changes_is_stepped_as_it_is() -> None:
         assert (counts["work"], counts["turn"], counts["more"]) == (2, 2, 1)
 
 
-TWO = """
-        .code16
-_start: mov ax, 0
-        mov ds, ax
-        mov si, 5
-again:  call work
-        dec si
-        jnz again
-        lock inc byte ptr [0x8800]
-wait:   cmp byte ptr [0x8800], 2
-        jne wait
-        mov al, 0
-        out 0xf4, al
-stop:   hlt
-        jmp stop
-work:   lock inc word ptr [0x8000]
-        ret
-"""
-
-
 def test_all_processors_count() -> None:
-    code, symbols = assemble_with_symbols(TWO, address=CODE, bits=16)
+    code, symbols = assemble_with_symbols(working_twice(5), address=CODE, bits=16)
     with Machine(vcpus=2) as machine:
         machine.add(DebugExit())
         machine.load(FlatImage(code, CODE, "real", stack=STACK))
@@ -363,7 +344,7 @@ def test_all_processors_count() -> None:
             assert machine.run(SECONDS).end is End.EXITED
         counts = by_name(coverage, symbols)
         assert (counts["_start"], counts["again"], counts["work"]) == (2, 10, 10)
-        assert machine.memory.read_u16(0x8000) == 10
+        assert machine.memory.read_u16(COUNTER) == 10
 
 
 def test_a_guest_that_crashes_has_its_last_instruction_counted() -> None:

@@ -15,6 +15,7 @@ from kvmpy.debug.breakpoint import Stop, StopKind
 from kvmpy.debug.disassembly import Disassembler
 from kvmpy.devices import DebugExit
 from kvmpy.kvm import Vcpu
+from two_processors import COUNTER, working_twice
 
 pytestmark = pytest.mark.kvm
 
@@ -246,29 +247,10 @@ def test_places_have_names_and_lines_in_a_program_with_debug_information() -> No
 
 # Several processors
 
-TWO = """
-        .code16
-_start: mov ax, 0
-        mov ds, ax
-        mov si, 50
-again:  call work
-        dec si
-        jnz again
-        lock inc byte ptr [0x8800]
-wait:   cmp byte ptr [0x8800], 2
-        jne wait
-        mov al, 0
-        out 0xf4, al
-stop:   hlt
-        jmp stop
-work:   lock inc word ptr [0x8000]
-        ret
-"""
-
 
 @every_kind
 def test_processors_that_reach_one_breakpoint_at_the_same_time_miss_none(hardware: bool) -> None:
-    with loaded(TWO, 16, vcpus=2) as (machine, symbols):
+    with loaded(working_twice(50), 16, vcpus=2) as (machine, symbols):
         machine.vcpus[1].set_real_mode(CODE, stack=0x6000)
         seen: list[int] = []
         point = machine.breakpoint(symbols["work"], lambda vcpu, _: seen.append(vcpu.id), hardware=hardware)
@@ -276,7 +258,7 @@ def test_processors_that_reach_one_breakpoint_at_the_same_time_miss_none(hardwar
         assert outcome.end is End.EXITED, outcome
         assert sorted(seen) == [0] * 50 + [1] * 50
         assert point.hits == 100
-        assert machine.memory.read_u16(VALUE) == 100
+        assert machine.memory.read_u16(COUNTER) == 100
 
 
 # Watchpoints
