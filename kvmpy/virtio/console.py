@@ -350,6 +350,8 @@ class VirtioConsole(VirtioDevice):
             port.restore(saved)
         self._messages = deque(state["messages"])
         self._reminders_left = state["reminders"]
+        if self._reminders_left:
+            self._remind_later()
 
     def close(self) -> None:
         for port in self.ports:
