@@ -46,6 +46,10 @@ _MEMORY = 256 << 20
 """Enough for the kernels and initrds of distributions."""
 
 
+_SLOW = "erms,fsrm,smap,popcnt"
+"""What KVM's emulator cannot hide from Linux: it copies byte by byte with ERMS, and gives up on the other two."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `kvmpy boot`."""
     parser.usage = "kvmpy boot [options] [KERNEL]"
@@ -54,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_console_argument(machine)
     machine.add_argument(
         "--no-direct", dest="direct", action="store_false",
-        help="where KVM has no VT-x or AMD-V below it, leave all of Linux's ring 0 to KVM's instruction emulator",
+        help="where KVM has no VT-x or AMD-V below it, leave all of Linux's ring 0 to KVM's instruction emulator, and "
+        f"tell Linux clearcpuid={_SLOW}, which is slow there",
     )  # fmt: skip
     add_report_arguments(parser, machine)
     add_inspection_arguments(parser)
@@ -84,7 +89,10 @@ class BootPc(SmallPc):
             say(f"boots {path}, the newest kernel there")
         self._progress.phase(f"opening {path}")
         virtio = self.args.console == "virtio"
-        return open_kernel(path, self.args, _environment(with_size=not virtio), virtio_console=virtio)
+        variables = _environment(with_size=not virtio)
+        if not self.args.direct:
+            variables |= _without_slow_instructions()
+        return open_kernel(path, self.args, variables, virtio_console=virtio)
 
     def plug_in(self) -> None:
         """Devices, and the virtio console that may be the terminal."""
@@ -139,6 +147,13 @@ class BootPc(SmallPc):
         if "Unable to mount root fs" in outcome.message and self.args.initrd is None and self.args.init is None:
             outcome.message += "; --init FOLDER or --initrd FILE gives it one"
         return outcome
+
+
+def _without_slow_instructions() -> dict[str, str]:
+    """What has Linux do without the instructions that KVM's emulator is slow with, if it is what runs ring 0 here."""
+    from kvmpy.machine.ring3_entry import needs_repair
+
+    return {"clearcpuid": _SLOW} if needs_repair() else {}
 
 
 def _environment(*, with_size: bool) -> dict[str, str]:
