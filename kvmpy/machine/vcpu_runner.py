@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from kvmpy.machine.bus import Bus
-    from kvmpy.machine.direct_execution import DirectExecution
+    from kvmpy.machine.direct_execution.execution import DirectExecution
     from kvmpy.machine.emulated_processor import InstructionCompletion
     from kvmpy.machine.guest_debug import GuestDebug
     from kvmpy.machine.observed_loop import Observer

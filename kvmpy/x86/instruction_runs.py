@@ -41,7 +41,7 @@ _WITH_OPERAND = _class(
     *(row + column for row in _ROWS for column in range(4)), 0x63, range(0x84, 0x8C), 0x8D, range(0xD0, 0xD4), 0xFE
 )
 _ALONE = _class(
-    range(0x50, 0x60), range(0x90, 0x9A), *range(0xA4, 0xA8), range(0xAA, 0xB0), 0xC3, 0xC9, 0xF4, 0xFC, 0xFD
+    range(0x50, 0x60), range(0x90, 0x9A), *range(0xA4, 0xA8), range(0xAA, 0xB0), 0xC3, 0xC9, 0xCC, 0xF4, 0xFC, 0xFD
 )
 _BYTE = _class(*(row + 4 for row in _ROWS), 0x6A, range(0x70, 0x80), 0xA8, range(0xB0, 0xB8), 0xEB)
 _WORD = _class(*(row + 5 for row in _ROWS), 0x68, 0xA9, 0xE8, 0xE9)
@@ -78,7 +78,6 @@ _INSTRUCTION = (
 )  # fmt: skip
 ONE = re.compile(_INSTRUCTION, re.DOTALL)
 """One plain instruction. Not all are known, and none that `length_and_kind` calls sensitive."""
-_INT3 = 0xCC
 _RUN = re.compile(b"(?:" + _INSTRUCTION + b")*+", re.DOTALL)
 
 
@@ -96,10 +95,6 @@ def sweep(code: bytes, at: int, end: int) -> tuple[int, list[int]]:
             at = run.end()
             if at >= end:
                 break
-            if code[at] == _INT3:  # fillers, mostly
-                sensitive.append(at)
-                at += 1
-                continue
             length, special = length_and_kind(code, at)
             if special:
                 sensitive.append(at)

@@ -384,6 +384,121 @@ def test_no_breakpoint_is_lost_or_comes_twice_when_the_machine_ticks(at: int) ->
         assert not needs_repair() or (direct is not None and direct.counts["INT3"] > INT3S // 4)
 
 
+EVERYWHERE_SOURCE = f"""
+_start: {X2APIC}
+        mov ecx, 0xc0000102
+        mov eax, {FIRST:#x}
+        xor edx, edx
+        wrmsr
+        mov qword ptr [{FIRST:#x}], 0x1234
+        sti
+        mov ecx, 600000
+1:      dec ecx
+        jnz 1b
+        mov r15d, dword ptr [rip + rounds]
+        mov rbp, rsp
+        mov r12d, ss
+        movabs rax, 0x1111111111111111
+        movabs rcx, 0x2222222222222222
+        movabs rdx, 0x3333333333333333
+again:  pushfq
+        pop rbx
+        mov r8, r8
+        test ebx, 0x200
+        jz wrong
+        cli
+        mov r8, r8
+        mov r8, r8
+        mov qword ptr [rsp - 8], rbp              # SYSCALL leaves the program's stack: nobody may write below its top
+        swapgs
+        mov r8, qword ptr gs:[0]
+        swapgs
+        mov r9, r9
+        cmp qword ptr [rsp - 8], rbp
+        jne wrong
+        cmp r8, 0x1234
+        jne wrong
+        cmp edx, 0x33333334                       # CF, which must not change
+        pushfq
+        mov r8, r8
+        mov r8, r8
+        pop r9
+        jnc wrong
+        test r9d, 0x200
+        jnz wrong
+        test r9d, 1
+        jz wrong
+        pushfq
+        pop rcx
+        mov r8, r8
+        test ecx, 0x200
+        jnz wrong
+        movabs rcx, 0x2222222222222222
+        mov r8d, ss
+        mov r9, r9
+        cmp r8d, r12d
+        jne wrong
+        test r9d, 0x8000
+        jz over
+        sti                                       # jumped over, or not
+over:   mov r8, r8
+        sti
+        mov r8, r8
+        mov r8, r8
+        mov r8d, ss
+        push r8
+        push rbp
+        pushfq
+        mov r8d, cs
+        push r8
+        push offset back
+        iretq
+back:   cmp rsp, rbp
+        jne wrong
+        movabs r8, 0x1111111111111111
+        cmp rax, r8
+        jne wrong
+        movabs r8, 0x2222222222222222
+        cmp rcx, r8
+        jne wrong
+        movabs r8, 0x3333333333333333
+        cmp rdx, r8
+        jne wrong
+        dec r15d
+        jnz again
+        cmp dword ptr [rip + ticks], 3
+        jb wrong
+        mov al, 0
+        out 0xf4, al
+wrong:  mov al, 1
+        out 0xf4, al
+bad:    mov al, 2
+        out 0xf4, al
+{TIMER}
+        .balign 4096
+ticks:  .quad 0
+rounds: .quad 0
+"""
+
+
+@pytest.mark.parametrize(("at", "rounds"), [(0, 200), (HIGH, 300_000)], ids=["low", "high"])
+def test_instructions_may_be_interrupted_anywhere(at: int, rounds: int) -> None:
+    with prepared(EVERYWHERE_SOURCE, at, {0x40: "timer"}) as (machine, symbols):
+        machine.memory.write_u32(symbols["rounds"] - at, rounds)
+        done = threading.Event()
+        kicks = threading.Thread(target=kick, args=(machine, done))
+        kicks.start()
+        outcome = machine.run(SECONDS)
+        done.set()
+        kicks.join()
+        assert (outcome.end, outcome.code) == (End.EXITED, 1), str(outcome.report)
+        direct = machine.runners[0].direct_execution
+        if needs_repair():
+            assert direct is not None
+            if at == HIGH:  # by stand-ins
+                assert direct.counts["instructions"] < rounds // 10
+
+
 FAR_SOURCE = f"""
 _start: mov ecx, 600000
 1:      dec ecx

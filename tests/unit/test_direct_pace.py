@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from kvmpy.machine.direct_pace import EXIT_COST, DirectPace
+from kvmpy.machine.direct_execution.pace import EXIT_COST, DirectPace
 
 TICK = 0.05
 
@@ -16,7 +16,7 @@ class Guest:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.exits = 100.0, 0
-        monkeypatch.setattr("kvmpy.machine.direct_pace.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("kvmpy.machine.direct_execution.pace.time.monotonic", lambda: self.now)
         self.pace = DirectPace(0)
 
     def tick(self, each: float) -> bool:

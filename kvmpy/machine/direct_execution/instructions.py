@@ -9,7 +9,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from kvmpy.kvm.run_page import SYNC_REGS, SYNC_SREGS
-from kvmpy.machine.direct_context import (
+from kvmpy.machine.direct_execution.context import (
     AC,
     CR0,
     CR2,
@@ -36,13 +36,13 @@ from kvmpy.machine.direct_context import (
     SREGS_END,
     TF,
 )  # fmt: skip
-from kvmpy.machine.direct_memory import Refused
+from kvmpy.machine.direct_execution.memory import Refused
 from kvmpy.machine.xsave_area import XsaveArea
 from kvmpy.x86.instruction_length import length_and_kind
 
 if TYPE_CHECKING:
-    from kvmpy.machine.direct_code import Code
-    from kvmpy.machine.direct_context import DirectContext
+    from kvmpy.machine.direct_execution.code import Code
+    from kvmpy.machine.direct_execution.context import DirectContext
 
 __all__ = ["PrivilegedInstructions"]
 

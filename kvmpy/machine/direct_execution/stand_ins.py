@@ -1,9 +1,9 @@
 """Code that does in ring 3, without leaving the guest, what instructions of ring 0 would have done.
 
 An instruction of its own is mostly too short for a jump. So the jump also takes the place of those that follow, which
-are done in the stand-in, too (`kvmpy.machine.direct_pieces`). Nobody knows who jumps to these; so the bytes of the jump
-behind its opcode are such that each of them, executed, faults: then the guest goes on in the stand-in. With its
-distance fixed so, the jump arrives where nothing is that a kernel would use, at a further jump to the stand-in.
+are done in the stand-in, too (`kvmpy.machine.direct_execution.pieces`). Nobody knows who jumps to these; so the bytes
+of the jump behind its opcode are such that each of them, executed, faults: then the guest goes on in the stand-in. With
+its distance fixed so, the jump arrives where nothing is that a kernel would use, at a further jump to the stand-in.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from kvmpy.machine.direct_pieces import BEFORE, Cells, State, assembled, moved, replacement
+from kvmpy.machine.direct_execution.pieces import BEFORE, Cells, State, assembled, moved, replacement
 from kvmpy.x86.instruction_length import length_and_kind
 from kvmpy.x86.instruction_runs import reaches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kvmpy.machine.direct_code import Code
+    from kvmpy.machine.direct_execution.code import Code
 
 __all__ = ["HLT", "HOLE", "Place", "StandIns"]
 
@@ -31,7 +31,8 @@ _DISTANCE = 0x9AF4_F4F4 - (1 << 32)
 HOLE = 0xFFFF_FFFF_0000_0000
 """From here up to our own memory Linux uses nothing, and these jumps arrive."""
 _SLOT = 192
-_INT3 = 0xCC
+_IRETQ = b"\x48\xcf"
+_FILLERS = frozenset((0xCC, 0x90))
 _FAULTS = frozenset((0xFA, 0xFB))
 
 
@@ -87,23 +88,22 @@ class StandIns:
             byte = original[at]
             if at < code.replaced:
                 continue
-            if byte == _INT3:
-                copy[at] = HLT
-                continue
             if byte == 0xF3 and _is_gs_base_instruction(original, at):
                 code.has_gs_base = True
                 if self.has_gs_base_instructions:
                     continue  # ring 3 does them as well
-            over = at - 2  # a jump over this one instruction: what comes behind it is often come to so
-            may_be_over = over >= code.replaced and original[over] & 0xF0 == 0x70 and original[over + 1] == 1
-            is_over = may_be_over and reaches(original, known, over)
+            earlier = _earlier(original, at)
+            starts_earlier = code.replaced <= earlier < at and reaches(original, known, earlier)
             known = at
-            if is_over and self._put(code, over, linear):
+            if starts_earlier and self._put(code, earlier, linear, at):
                 continue
-            if not self._put(code, at, linear) and (byte not in _FAULTS or at > _PAGE - 16):
+            if self._put(code, at, linear) or self._put_behind(code, at, linear):
+                continue
+            if byte not in _FAULTS or at > _PAGE - 16:
                 copy[at] = HLT
 
-    def _put(self, code: Code, at: int, linear: int) -> bool:
+    def _put(self, code: Code, at: int, linear: int, last: int = 0) -> bool:
+        """Have a stand-in do what is at `at` and behind, at least up to the instruction at `last`."""
         original = code.original
         arrival = linear + at + 5 + _DISTANCE & _MASK
         if at > _PAGE - 32 or not self._free or not HOLE <= arrival < self._top - 16:
@@ -117,7 +117,7 @@ class StandIns:
         jumps: list[tuple[int, int]] = []
         returns = False
         try:
-            while end - at < 5 and not returns:
+            while (end - at < 5 or end <= last or original[end : end + 2] == _IRETQ) and not returns:
                 here, address = linear + end, start + len(body)
                 begins[end] = address
                 other = moved(original, end, address, here)
@@ -164,12 +164,58 @@ class StandIns:
         code.replaced = end
         return True
 
+    def _put_behind(self, code: Code, at: int, linear: int) -> bool:
+        """For PUSHF, POP RAX at the end of a function, with a jump to a common RET: kernels look at that.
+
+        The jump goes where there are only fillers, and a short one to it takes two bytes, of which the second is no
+        instruction either.
+        """
+        original = code.original
+        found = replacement(original, at, self._cells) if at < _PAGE - 32 and self._free else None
+        if original[at : at + 3] != b"\x9c\x58\xe9" or not {*original[at + 7 : at + 13]} <= _FILLERS or found is None:
+            return False
+        slot = self._free[-1]
+        start = self.base + slot * _SLOT
+        length, lines = found
+        body = assembled(lines, start)
+        end = linear + at + length
+        try:
+            body += _jump(start + len(body), end)
+            jump = _jump(linear + at + 8, start)
+        except struct.error:
+            return False
+        places: dict[int, Place] = {}
+        offset = 0
+        for line in lines:
+            places[offset] = Place(linear + at, end, line.state)
+            offset += line.size
+        places[offset] = Place(end, end, BEFORE)
+        self._free.pop()
+        self._data[slot * _SLOT : slot * _SLOT + len(body)] = body
+        self._sites[slot] = places
+        code.stand_ins.append(slot)
+        code.copy[at : at + 2] = b"\xeb\x06"
+        code.copy[at + 8 : at + 13] = jump
+        code.detours[at + 8] = at
+        return True
+
     def release(self, code: Code) -> None:
         """The copy is no longer used."""
         for slot in code.stand_ins:
             del self._sites[slot]
             self._free.append(slot)
         code.stand_ins = []
+
+
+def _earlier(code: bytes, at: int) -> int:
+    """Where a stand-in better begins than at the instruction at `at`, so that it need not do those behind.
+
+    With a jump over this one instruction, which goes to the next; and with what pushes the address that IRETQ goes to,
+    which in Linux is that of the next.
+    """
+    if at >= 2 and code[at - 2] & 0xF0 == 0x70 and code[at - 1] == 1:
+        return at - 2
+    return at - 5 if at >= 5 and code[at - 5] == 0x68 and code[at : at + 2] == _IRETQ else at
 
 
 def _jump(address: int, target: int) -> bytes:

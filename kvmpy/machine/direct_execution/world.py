@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from kvmpy.errors import KvmpyError
 from kvmpy.kvm.run_page import NO_EXIT, REGS, SYNC_REGS, SYNC_SREGS
-from kvmpy.machine.direct_context import (
+from kvmpy.machine.direct_execution.context import (
     AC,
     BASE,
     CR2,
@@ -61,8 +61,8 @@ from kvmpy.machine.direct_context import (
     TR,
     TSS,
 )  # fmt: skip
-from kvmpy.machine.direct_memory import DirectMemory, Refused
-from kvmpy.machine.direct_ring_0 import (
+from kvmpy.machine.direct_execution.memory import DirectMemory, Refused
+from kvmpy.machine.direct_execution.ring_0 import (
     CLEAR_CODE,
     CODE_0,
     CODE_3,
@@ -81,8 +81,9 @@ if TYPE_CHECKING:
 
 __all__ = ["AREA", "DirectFailed", "DirectWorld"]
 
-AREA = 0xE000_0000
-"""Where the memory is, in guest-physical addresses: below the controllers of a PC, above its RAM."""
+AREA = 0xF_F000_0000
+"""Where the memory is, in guest-physical addresses: within the 36 bits that every processor with long mode has, above
+RAM and what else a guest finds."""
 _OURS_END = BASE + (RETURN + 1) * PAGE
 _HIGHEST = 15
 _CLAC = b"\x0f\x01\xca"
@@ -100,7 +101,7 @@ class DirectFailed(KvmpyError):
 
 
 class DirectWorld:
-    """The context, and the ways in and out. It is a `kvmpy.machine.direct_context.DirectContext`."""
+    """The context, and the ways in and out. It is a `kvmpy.machine.direct_execution.context.DirectContext`."""
 
     def __init__(self, runner: VcpuRunner) -> None:
         self.runner = runner
@@ -232,7 +233,9 @@ class DirectWorld:
         """Where the guest would be, if it is in a stand-in for some of its instructions."""
         stand_ins = self.memory.stand_ins
         if not stand_ins.contains(rip):
-            return rip, rsp, rflags
+            code = self.memory.code_of(rip)
+            at = None if code is None else code.detours.get(rip & 0xFFF)
+            return rip if at is None else rip & ~0xFFF | at, rsp, rflags
         here, following, state = stand_ins.place(rip)
         u64 = self.vcpu.page.u64
         if state.gs:
@@ -253,6 +256,7 @@ class DirectWorld:
         cells = self.cells
         stand_ins, rip = self.memory.stand_ins, cells[FRAME]
         if not stand_ins.contains(rip):
+            cells[FRAME] = self._settled(rip, 0, 0)[0]
             return False
         done = stand_ins.place(rip).state.done
         cells[FRAME], cells[FRAME + 3], cells[FRAME + 2] = self._settled(rip, cells[FRAME + 3], cells[FRAME + 2])

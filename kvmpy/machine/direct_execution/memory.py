@@ -9,11 +9,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvmpy.machine.direct_code import Code, find_instructions, ways_into
-from kvmpy.machine.direct_context import BASE, CR2_CELL, FLAGS, KERNEL_GS, PENDING, SAVED, SELECTOR_CELLS, SIZE
-from kvmpy.machine.direct_guest_tables import GuestTables, Refused
-from kvmpy.machine.direct_pieces import Cells
-from kvmpy.machine.direct_stand_ins import HLT, HOLE, StandIns
+from kvmpy.machine.direct_execution.code import Code, find_instructions, ways_into
+from kvmpy.machine.direct_execution.context import (
+    BASE,
+    CR2_CELL,
+    FLAGS,
+    KERNEL_GS,
+    PENDING,
+    SAVED,
+    SELECTOR_CELLS,
+    SIZE,
+)
+from kvmpy.machine.direct_execution.guest_tables import GuestTables, Refused, changed_entries
+from kvmpy.machine.direct_execution.pieces import Cells
+from kvmpy.machine.direct_execution.stand_ins import HLT, HOLE, StandIns
 from kvmpy.memory import GuestMemory
 
 if TYPE_CHECKING:
@@ -49,6 +58,12 @@ class DirectMemory(GuestTables):
     """The tables. `area` is the guest-physical address of SIZE bytes that are mapped at BASE, for ring 0."""
 
     def __init__(self, memory: GuestMemory, area: int) -> None:
+        self._mappings: dict[int, _Mapping] = {}
+        """By linear address / 4096."""
+        self.codes: dict[int, Code] = {}
+        """By frame."""
+        self._snapshots: dict[int, tuple[memoryview, bytes]] = {}
+        """Table -> where it is, and what was in it."""
         super().__init__(memory)
         self.area = area
         region = memory.region_at(area)
@@ -57,20 +72,15 @@ class DirectMemory(GuestTables):
         self.bytes = region.buffer[start : start + SIZE]
         self.cells = self.bytes.cast("Q")
         self.cr3 = area + _ROOT * _PAGE
-        self._mappings: dict[int, _Mapping] = {}
-        """By linear address / 4096."""
         self._by_frame: dict[int, set[int]] = {}
         self._by_table: dict[int, set[int]] = {}
         self._by_root: dict[int, set[int]] = {}
         """By the index of the entry in the table at the top."""
         self._root = bytes(_PAGE)
-        self._snapshots: dict[int, bytes] = {}
         self._tables: dict[tuple[int, int], int] = {}
         """(shift, linear >> shift) -> page of the area that holds the entries for it."""
         self._next_table = _FIRST_TABLE
         self._free_copies = list(range(_PAGES - 1, _FIRST_COPY - 1, -1))
-        self.codes: dict[int, Code] = {}
-        """By frame."""
         self._jump_pages: dict[int, int] = {}
         """Linear address / 4096 -> page of the area with jumps to stand-ins."""
         self._writes_beside: dict[int, int] = {}
@@ -173,11 +183,14 @@ class DirectMemory(GuestTables):
         self._by_root.setdefault(page >> 27 & 511, set()).add(page)
         for table in tables:
             self._by_table.setdefault(table, set()).add(page)
-            if table not in self._snapshots:
-                view = self.page(table)
-                assert view is not None
-                self._snapshots[table] = bytes(view)
+            self._note_table(table)
         self.counts["mapped"] += 1
+
+    def _note_table(self, table: int) -> None:
+        if table not in self._snapshots:
+            view = self.page(table)
+            if view is not None:
+                self._snapshots[table] = view, bytes(view)
 
     def _cell(self, page: int) -> int:
         """The index in `cells` of the entry for a page, with the tables on the way to it."""
@@ -281,6 +294,15 @@ class DirectMemory(GuestTables):
         view = self.page(frame)
         return b"" if rights & _NX or view is None else bytes(view)
 
+    def look_at_regions(self) -> None:
+        """Trust nothing that is mapped, either."""
+        super().look_at_regions()
+        for page in list(self._mappings):
+            self.remove(page)
+        for frame in list(self.codes):
+            self.forget_code(frame)
+        self._snapshots.clear()
+
     def forget_code(self, frame: int) -> None:
         """A page of code changes: have no copy of it any more."""
         code = self.codes.pop(frame)
@@ -330,18 +352,21 @@ class DirectMemory(GuestTables):
         root = bytes(view) if view is not None else bytes(_PAGE)
         if root != self._root:
             # Another table at the top, which is mostly the same.
-            old, new = memoryview(self._root).cast("Q"), memoryview(root).cast("Q")
-            for index in [index for index in range(512) if (old[index] ^ new[index]) & ~_A]:
+            for index in changed_entries(self._root, root):
                 suspects |= self._by_root.get(index, set())
             self._root = root
-        for table, snapshot in list(self._snapshots.items()):
-            view = self.page(table)
-            if view is None or bytes(view) != snapshot:
-                suspects |= self._by_table.get(table, set())
-                if view is None or not self._by_table.get(table):
-                    del self._snapshots[table]
-                else:
-                    self._snapshots[table] = bytes(view)
+        for table in [table for table, (view, was) in self._snapshots.items() if bytes(view) != was]:
+            view, was = self._snapshots.pop(table)
+            pages = self._by_table.get(table)
+            if not pages:
+                continue
+            now = bytes(view)
+            self._snapshots[table] = view, now
+            changed = changed_entries(was, now)
+            for page in pages if changed else ():
+                level = self._mappings[page].tables.index(table)
+                if page >> (18, 9, 0)[level] & 511 in changed:
+                    suspects.add(page)
         for frame, copy in list(self.codes.items()) if code else ():
             view = self.page(frame)
             if view is None or bytes(view) != copy.original:
@@ -371,6 +396,5 @@ class DirectMemory(GuestTables):
             self._by_root.setdefault(page >> 27 & 511, set()).add(page)
             for table in tables:
                 self._by_table.setdefault(table, set()).add(page)
-                if table not in self._snapshots and (view := self.page(table)) is not None:
-                    self._snapshots[table] = bytes(view)
+                self._note_table(table)
         return True

@@ -1,8 +1,8 @@
 """What stands in for single instructions of ring 0 in ring 3, and where the guest is in the midst of it.
 
-See `kvmpy.machine.direct_stand_ins`. A piece of code does what an instruction of ring 0 would do, with the registers of
-the guest's processor in memory: cells at `Cells`. It may be interrupted anywhere, and each instruction of it says by a
-`State` how to get from there to the state before the guest's instruction, or behind it.
+See `kvmpy.machine.direct_execution.stand_ins`. A piece of code does what an instruction of ring 0 would do, with the
+registers of the guest's processor in memory: cells at `Cells`. It may be interrupted anywhere, and each instruction of
+it says by a `State` how to get from there to the state before the guest's instruction, or behind it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from kvmpy.machine.direct_context import AC, IF, IOPL, TF
+from kvmpy.machine.direct_execution.context import AC, IF, IOPL, TF
 from kvmpy.x86.instruction_length import length_and_kind, modrm_at
 
 __all__ = ["BEFORE", "Cells", "Line", "State", "assembled", "moved", "replacement"]
@@ -208,10 +208,12 @@ def _iretq(cells: Cells) -> list[Line]:
         _line("7500", begun),
         _line("f7442410" + special, begun),  # test dword [rsp + 16], ...
         _line("7500", begun),
-        _line("803d", begun, cells.pending, "00"),
-        _line("7500", begun),
         _line("8b442410", begun),  # mov eax, [rsp + 16]
         _line("25" + struct.pack("<I", IF | AC).hex(), begun),
+        _line("f6c402", begun),  # test ah, 2: IF
+        _line("7409", begun),  # jz, past the next two
+        _line("803d", begun, cells.pending, "00"),
+        _line("7500", begun),
         _line("488905", begun, cells.flags),
         _line("81642410" + kept, returning),  # and dword [rsp + 16], ...
         _line("48c7442408" + struct.pack("<I", _CS3).hex(), returning),

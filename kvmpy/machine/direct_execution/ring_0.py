@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from kvmpy.machine.direct_context import BASE, FLAGS, GDT, IDT, PAGE, PENDING, RETURN, STACK, STUBS, TSS
+from kvmpy.machine.direct_execution.context import BASE, FLAGS, GDT, IDT, PAGE, PENDING, RETURN, STACK, STUBS, TSS
 
 __all__ = [
     "CLEAR_CODE",
@@ -67,7 +67,7 @@ def _write(data: memoryview, linear: int, code: bytes) -> None:
 
 
 def _general_protection() -> bytes:
-    """CLI and STI for which there is no stand-in (`kvmpy.machine.direct_stand_ins`), so that KVM need not come out."""
+    """CLI and STI for which there is no stand-in, so that KVM need not come out."""
     out = bytearray()
 
     def add(code: str) -> int:

@@ -2,7 +2,7 @@
 
 Ring 3 executes some instructions in silence but not as ring 0 does: PUSHF shows another interrupt flag, POPF does not
 change it, CPUID and moves of selectors tell of the host. HLT takes the first byte of each, and faults; what kernels do
-most is done without leaving the guest (`kvmpy.machine.direct_stand_ins`).
+most is done without leaving the guest (`kvmpy.machine.direct_execution.stand_ins`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Code:
     """
 
     __slots__ = (
-        "_starts", "behind", "copy", "end", "first", "has_gs_base", "moved", "original", "replaced", "slot",
+        "_starts", "behind", "copy", "detours", "end", "first", "has_gs_base", "moved", "original", "replaced", "slot",
         "stand_ins", "uncertain",
     )  # fmt: skip
 
@@ -40,6 +40,8 @@ class Code:
         self.stand_ins: list[int] = []
         self.moved: dict[int, int] = {}
         """Where instructions began that a jump to a stand-in is in the place of, but the first one: where they are."""
+        self.detours: dict[int, int] = {}
+        """Where a jump is among fillers, that nobody comes to but from an instruction: where that is."""
         self.replaced = 0
         """Where the last such jump ends."""
         self._starts: set[int] | None = None

@@ -1,14 +1,4 @@
-"""Running ring 0 of the guest in ring 3 of the processor, for hosts whose KVM runs ring 0 by its instruction emulator.
-
-Such a KVM takes a microsecond for an instruction of ring 0, and runs ring 3 at the processor's speed. So ring 0 is
-deprivileged, as virtual machines were run before processors helped: the vCPU enters the guest's kernel code in ring 3,
-with page tables that map what the guest's map for ring 0 (`kvmpy.machine.direct_memory`), code that was looked through
-(`kvmpy.machine.direct_code`), and descriptor tables of our own. What only ring 0 may do faults; the handler in our IDT
-is an OUT, and the instruction is done here (`kvmpy.machine.direct_instructions`), or by KVM's emulator in one single
-step. Interrupts come the same way and are delivered through the guest's IDT.
-
-Whatever is irregular goes back to KVM's emulator, for a step or until the next tick.
-"""
+"""One vCPU whose ring 0 runs in ring 3: going on until somebody else is wanted, and what comes to our handlers."""
 
 from __future__ import annotations
 
@@ -17,9 +7,8 @@ import errno
 import struct
 from typing import TYPE_CHECKING
 
-from kvmpy.errors import OverlapError
 from kvmpy.kvm.run_page import NO_EXIT
-from kvmpy.machine.direct_context import (
+from kvmpy.machine.direct_execution.context import (
     AC,
     CR2,
     CR3,
@@ -32,22 +21,21 @@ from kvmpy.machine.direct_context import (
     RFLAGS,
     RIP,
     RSP,
-    SIZE,
     SREGS_AT,
     SREGS_END,
     TF,
 )  # fmt: skip
-from kvmpy.machine.direct_guest_tables import GuestTables, Refused
-from kvmpy.machine.direct_instructions import PrivilegedInstructions
-from kvmpy.machine.direct_pace import DirectPace
-from kvmpy.machine.direct_ports import take_queued, undo_access
-from kvmpy.machine.direct_ring_0 import HLT_CODE, IRETQ_CODE, STUB_CODE
-from kvmpy.machine.direct_world import AREA, DirectWorld
+from kvmpy.machine.direct_execution.guest_tables import GuestTables, Refused
+from kvmpy.machine.direct_execution.instructions import PrivilegedInstructions
+from kvmpy.machine.direct_execution.pace import DirectPace
+from kvmpy.machine.direct_execution.ports import take_queued, undo_access
+from kvmpy.machine.direct_execution.ring_0 import HLT_CODE, IRETQ_CODE, STUB_CODE
+from kvmpy.machine.direct_execution.world import DirectWorld
 
 if TYPE_CHECKING:
     from kvmpy.machine.vcpu_runner import VcpuRunner
 
-__all__ = ["DirectExecution", "direct_execution"]
+__all__ = ["DirectExecution"]
 
 _BP, _UD, _GP, _PF = 3, 6, 13, 14
 _INT3 = 0xCC
@@ -233,7 +221,11 @@ class DirectExecution(DirectWorld):
     def _on_its_way(self) -> bool:
         """Whether KVM has an event that the guest is to get next."""
         events = self.vcpu.get_events()
-        return bool(events.exception.injected or events.exception.pending or events.interrupt.injected)
+        if events.exception.injected or events.exception.pending or events.interrupt.injected:
+            return True
+        last = self.vcpu.page.u64[RIP] - 1  # KVM does not tell of a breakpoint
+        code = self.memory.code_of(last)
+        return code is not None and code.original[last & 0xFFF] == _INT3 and last & 0xFFF in code.starts
 
     def _interrupted(self) -> None:
         """EINTR may come in a stub: before its OUT an exception is not handled yet."""
@@ -242,6 +234,8 @@ class DirectExecution(DirectWorld):
             vector = rip - STUB_CODE >> 4
             if vector >= 32:
                 self._hold(vector)
+            elif vector == _BP:
+                self.cells[FRAME] -= 1
 
     def _handle(self, vector: int) -> bool:
         """What came to our IDT. False: a step of KVM's emulator shall do it, or the guest go on there."""
@@ -249,7 +243,7 @@ class DirectExecution(DirectWorld):
         if vector == _PF:
             return self._page_fault()
         stood_in = self.memory.stand_ins.contains(self.cells[FRAME])
-        if stood_in:
+        if stood_in or vector >= 32:
             done = self._settle()
             if done and vector == _GP:  # STI, and an interrupt waits
                 return self._deliver_held()
@@ -259,6 +253,12 @@ class DirectExecution(DirectWorld):
                 return True
             self._hold(vector)
             return not self.flags & IF
+        if vector == _BP:
+            self.counts["INT3"] += 1
+            if self.deliver(_BP):
+                return True
+            self.cells[FRAME] -= 1
+            return False
         return vector in (_GP, _UD) and self._instruction(stood_in)
 
     def _page_fault(self) -> bool:
@@ -296,13 +296,6 @@ class DirectExecution(DirectWorld):
         if offset not in code.starts:  # in what was left out: have it looked through from here
             memory.forget_code(memory.walk(rip)[0])
             return True
-        if code.original[offset] == _INT3:
-            self.counts["INT3"] += 1
-            cells[FRAME] += 1
-            if self.deliver(_BP):
-                return True
-            cells[FRAME] -= 1
-            return False
         instructions = self._instructions
         if not instructions.perform(code, offset):
             self.counts["step " + code.original[offset : offset + 3].hex()] += 1
@@ -377,21 +370,3 @@ class DirectExecution(DirectWorld):
                     self.memory.write_linear(rsp + 8 * at + 16, (frame[at + 2] & ~TF).to_bytes(8, "little"))
         except Refused:
             return
-
-
-def direct_execution(runner: VcpuRunner) -> DirectExecution | None:
-    """One for a vCPU, or None where there is no need of it or no way.
-
-    It is for hosts whose KVM emulates ring 0, which are those that break SYSCALL; for machines with one processor,
-    because nobody tells it when another one changes page tables; and it needs free guest-physical addresses.
-    """
-    from kvmpy.machine.ring3_entry import needs_repair
-
-    vm = runner.vcpu.vm
-    if len(vm.vcpus) > 1 or not vm.irqchip or not needs_repair():
-        return None
-    try:
-        vm.memory.check_free(AREA, SIZE, "direct execution")
-    except OverlapError:
-        return None
-    return DirectExecution(runner)

@@ -12,7 +12,7 @@ from kvmpy.kvm.run_page import DIRTY_REGS, REGS, SREGS
 
 if TYPE_CHECKING:
     from kvmpy.kvm import Vcpu
-    from kvmpy.machine.direct_memory import DirectMemory
+    from kvmpy.machine.direct_execution.memory import DirectMemory
     from kvmpy.machine.vcpu_runner import VcpuRunner
 
 __all__ = ["DirectContext"]
@@ -24,7 +24,7 @@ BASE = 0xFFFF_FFFF_7800_0000
 reach of its relative jumps and those of modules."""
 SIZE = 64 << 20
 
-# In pages of the area: what is where (see also kvmpy.machine.direct_memory).
+# In pages of the area: what is where (see also kvmpy.machine.direct_execution.memory).
 GDT, IDT, STUBS, STACK, JOBS, RETURN, FLAGS_PAGE, TSS = 0, 1, 3, 4, 8, 9, 10, 16
 FRAME = ((STACK + 1) * PAGE - 40) // 8
 """The cell in which an exception leaves RIP; CS, RFLAGS, RSP and SS follow. An error code is before it."""

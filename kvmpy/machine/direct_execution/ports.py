@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvmpy.kvm.run_page import IO_DIRECTION, NO_EXIT, SYNC_REGS
-from kvmpy.machine.direct_context import DIRTY, RAX, RIP
-from kvmpy.machine.direct_ring_0 import STUB_CODE
+from kvmpy.machine.direct_execution.context import DIRTY, RAX, RIP
+from kvmpy.machine.direct_execution.ring_0 import STUB_CODE
 
 if TYPE_CHECKING:
     from kvmpy.kvm import Vcpu
-    from kvmpy.machine.direct_memory import DirectMemory
+    from kvmpy.machine.direct_execution.memory import DirectMemory
     from kvmpy.machine.run_loop import RunLoop
 
 __all__ = ["take_queued", "undo_access"]

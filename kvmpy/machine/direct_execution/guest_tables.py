@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kvmpy.memory import GuestMemory
 
-__all__ = ["GuestTables", "Refused"]
+__all__ = ["GuestTables", "Refused", "changed_entries"]
 
 _PAGE = 0x1000
 _P, _RW, _US, _A, _D, _PS, _NX = 1, 2, 4, 0x20, 0x40, 0x80, 1 << 63
@@ -23,6 +23,20 @@ class Refused(Exception):
     def __init__(self, why: str, present: int | None = None) -> None:
         super().__init__(why)
         self.present = present
+
+
+_BUT_ACCESSED = int.from_bytes((~_A & (1 << 64) - 1).to_bytes(8, "little") * 512, "little")
+
+
+def changed_entries(old: bytes, new: bytes) -> set[int]:
+    """Which entries of a table differ in more than the bit A."""
+    found = set()
+    changed = (int.from_bytes(old, "little") ^ int.from_bytes(new, "little")) & _BUT_ACCESSED
+    while changed:
+        index = (changed & -changed).bit_length() - 1 >> 6
+        found.add(index)
+        changed &= -1 << 64 * (index + 1)
+    return found
 
 
 class GuestTables:
