@@ -10,7 +10,7 @@ import re
 
 from kvmpy.x86.instruction_length import length_and_kind
 
-__all__ = ["ONE", "reaches", "starts_of", "sweep"]
+__all__ = ["PLAIN", "reaches", "starts_of", "sweep"]
 
 
 def _class(*opcodes: int | range) -> bytes:
@@ -76,8 +76,8 @@ _INSTRUCTION = (
     b"(?>" + _SEGMENTS + b"(?>" + _REX + _PLAIN + b"|[\\x40-\\x47]?[\\xb8-\\xbf].{4}|" + _WIDE + b"[\\xb8-\\xbf].{8})|"
     + _PREFIXED_16 + b")"
 )  # fmt: skip
-ONE = re.compile(_INSTRUCTION, re.DOTALL)
-"""One plain instruction. Not all are known, and none that `length_and_kind` calls sensitive."""
+PLAIN = _INSTRUCTION
+"""The expression for one plain instruction. Not all are known, and none that `length_and_kind` calls sensitive."""
 _RUN = re.compile(b"(?:" + _INSTRUCTION + b")*+", re.DOTALL)
 
 

@@ -136,6 +136,10 @@ def test_instructions_of_the_guest_itself_stay_if_it_has_enabled_them() -> None:
         stand_ins.fit(page, [0], LINEAR)
         assert (page.copy[0] == HLT) is not enabled
         assert page.has_gs_base
+        page = page_of("0f 01 f8 f3 48 0f ae c8 0f 01 f8 c3")
+        stand_ins.fit(page, [0, 3, 8], LINEAR)
+        assert (page.copy[0] == 0xE9) is enabled
+        assert page.has_gs_base
 
 
 def test_what_is_relative_to_rip_is_moved_so_that_it_means_the_same() -> None:

@@ -23,8 +23,20 @@ class Code:
     """
 
     __slots__ = (
-        "_starts", "behind", "copy", "detours", "end", "first", "has_gs_base", "moved", "original", "replaced", "slot",
-        "stand_ins", "uncertain",
+        "_starts",
+        "behind",
+        "copy",
+        "detours",
+        "end",
+        "first",
+        "has_gs_base",
+        "moved",
+        "original",
+        "replaced",
+        "sensitive",
+        "slot",
+        "stand_ins",
+        "uncertain",
     )  # fmt: skip
 
     def __init__(self, original: bytes, behind: bytes, first: int, end: int, uncertain: bool) -> None:
@@ -35,6 +47,8 @@ class Code:
         self.end = end
         self.uncertain = uncertain
         self.slot = 0
+        self.sensitive: set[int] = set()
+        """Where sensitive instructions are."""
         self.has_gs_base = False
         """Whether there are instructions that depend on whether the guest has RDFSBASE and its like."""
         self.stand_ins: list[int] = []
@@ -45,6 +59,10 @@ class Code:
         self.replaced = 0
         """Where the last such jump ends."""
         self._starts: set[int] | None = None
+
+    def begins(self, offset: int) -> bool:
+        """Whether an instruction begins there."""
+        return offset in self.sensitive or offset in self.starts
 
     @property
     def starts(self) -> set[int]:

@@ -293,7 +293,7 @@ class DirectExecution(DirectWorld):
             cells[FRAME] = code.moved[offset]
             self.counts["moved"] += 1
             return True
-        if offset not in code.starts:  # in what was left out: have it looked through from here
+        if not code.begins(offset):  # in what was left out: have it looked through from here
             memory.forget_code(memory.walk(rip)[0])
             return True
         instructions = self._instructions
@@ -307,9 +307,9 @@ class DirectExecution(DirectWorld):
             for _ in range(_AT_ONCE):  # those that follow, if they would fault too
                 following = cells[FRAME]
                 offset = following & 0xFFF
-                if following >> 12 != rip >> 12 or offset not in code.starts or offset > PAGE - 16:
+                if following >> 12 != rip >> 12 or offset > PAGE - 16 or not instructions.is_likely(code, offset):
                     break
-                if not instructions.is_likely(code, offset) or not instructions.perform(code, offset):
+                if not code.begins(offset) or not instructions.perform(code, offset):
                     break
                 self.counts["at once"] += 1
         if not self._deliver_held():

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from kvmpy.machine.direct_execution.pieces import BEFORE, Cells, State, assembled, moved, replacement
+from kvmpy.machine.direct_execution.pieces import BEFORE, Cells, Line, State, assembled, moved, replacement
 from kvmpy.x86.instruction_length import length_and_kind
 from kvmpy.x86.instruction_runs import reaches
 
@@ -83,15 +83,16 @@ class StandIns:
         Where that cannot be, HLT; CLI and STI fault themselves.
         """
         original, copy = code.original, code.copy
+        code.sensitive = set(sensitive)
         known = code.first
         for at in sensitive:
             byte = original[at]
+            is_gs_base = byte == 0xF3 and _is_gs_base_instruction(original, at)
+            code.has_gs_base |= is_gs_base
             if at < code.replaced:
                 continue
-            if byte == 0xF3 and _is_gs_base_instruction(original, at):
-                code.has_gs_base = True
-                if self.has_gs_base_instructions:
-                    continue  # ring 3 does them as well
+            if is_gs_base and self.has_gs_base_instructions:
+                continue  # ring 3 does them as well
             earlier = _earlier(original, at)
             starts_earlier = code.replaced <= earlier < at and reaches(original, known, earlier)
             known = at
@@ -128,7 +129,7 @@ class StandIns:
                         jumps.append((len(body), end + length + (original[end + 1] ^ 0x80) - 0x80))
                     body += raw
                 else:
-                    found = replacement(original, end, self._cells)
+                    found = replacement(original, end, self._cells) or self._as_it_is(original, end)
                     if found is None:
                         return False
                     length, lines = found
@@ -163,6 +164,13 @@ class StandIns:
         code.copy[at:end] = _JUMP + bytes((HLT,)) * (end - at - 5)
         code.replaced = end
         return True
+
+    def _as_it_is(self, code: bytes, at: int) -> tuple[int, list[Line]] | None:
+        """RDFSBASE and its like, which ring 3 does as well if the guest has enabled them."""
+        if not self.has_gs_base_instructions or code[at] != 0xF3 or not _is_gs_base_instruction(code, at):
+            return None
+        length = length_and_kind(code, at)[0]
+        return length, [Line(code[at : at + length])]
 
     def _put_behind(self, code: Code, at: int, linear: int) -> bool:
         """For PUSHF, POP RAX at the end of a function, with a jump to a common RET: kernels look at that.
