@@ -185,7 +185,12 @@ class RunLoop:
 
     def queued_write(self, port: bool, address: int, size: int, value: int) -> None:
         """Give one queued write to its device."""
-        (self.ports if port else self.mmio).write(address, size, value)
+        bus = self.ports if port else self.mmio
+        region = bus.whole(address, size)
+        if region is not None and region.write is not None:
+            region.write(address - region.start + region.base, size, value)
+        else:
+            bus.write(address, size, value)
         place = ("port" if port else "mmio", "write", address, size)
         self.settled_counts[place] = self.settled_counts.get(place, 0) + 1
         self.without_exit += 1
