@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 
+from kvmpy.exits import Interrupted, IoOut
 from kvmpy.kvm import Kvm
 
 __all__ = ["xsave_layout"]
 
 _CODE, _TABLES, _STACK = 0x1000, 0x1_0000, 0x3000
 _COMPONENTS = range(2, 20)
-_SECONDS = 1.0
+_SECONDS = 10.0
 
 
 @functools.cache
@@ -28,7 +29,11 @@ def xsave_layout() -> dict[int, tuple[int, int, bool]]:
         for component in _COMPONENTS:
             vcpu.set_long_mode(_CODE, tables=_TABLES, stack=_STACK, ring=3)
             vcpu.regs.rax, vcpu.regs.rcx = 0xD, component
-            vcpu.run(_SECONDS)
+            # A kick may come that another vCPU of this thread was to get: the layout is asked for while a guest runs.
+            while (event := vcpu.run(_SECONDS)) == Interrupted(False):
+                pass
+            if not isinstance(event, IoOut):
+                continue
             size, offset, flags = vcpu.regs.rax, vcpu.regs.rbx, vcpu.regs.rcx
             if size and not flags & 1:  # bit 0: a supervisor component, which is in no standard area
                 layout[component] = (offset, size, bool(flags & 2))

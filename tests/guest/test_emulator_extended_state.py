@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import struct
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,8 @@ import pytest
 from gnu_toolchain import assemble
 from instruction_batch import ROOM, Batch, assemble_each, batch, canonical, compare_batch, counted, xsave_image
 from instruction_comparison import AREA, DATA, RAM, Comparison, Given, comparison, components, xcr0
+from kvmpy.kvm import kick
+from kvmpy.machine.xsave_layout import xsave_layout
 
 pytestmark = pytest.mark.kvm
 
@@ -251,3 +254,20 @@ def test_only_eight_registers_of_a_kind_outside_64_bit_mode(processors: Comparis
             PlainProcessor(processors.memory, state.sregs, general, area if number < 8 else other).extended.ymm(number)
             for number in range(16)
         ]
+
+
+def test_the_layout_is_the_same_while_somebody_kicks_the_thread_that_asks() -> None:
+    expected = xsave_layout()
+    thread, enough = kick.prepare_thread().tid, threading.Event()
+
+    def disturb() -> None:
+        while not enough.wait(0.0002):
+            kick.send(thread)
+
+    kicker = threading.Thread(target=disturb)
+    kicker.start()
+    try:
+        assert [xsave_layout.__wrapped__() for _ in range(30)] == [expected] * 30
+    finally:
+        enough.set()
+        kicker.join()
