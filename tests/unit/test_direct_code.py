@@ -105,6 +105,13 @@ def test_without_room_it_faults_and_nothing_else_changes(code: str) -> None:
     assert page.copy[0] == (page.original[0] if page.original[0] in (0xFA, 0xFB) else HLT)
 
 
+def test_a_guest_that_jumps_among_the_stand_ins_by_itself_is_there() -> None:
+    stand_ins, _ = replaced(page_of("fa 31 c0 48 01 d0"))
+    for rip in (BASE + 1, BASE + 0x7FF, OURS + 0x100):
+        place = stand_ins.place(rip)
+        assert place.here == place.following == rip
+
+
 def test_the_end_of_a_function_stays_readable() -> None:
     capstone = pytest.importorskip("capstone")
     page = page_of("9c 58 e9 00 01 00 00")

@@ -62,6 +62,8 @@ class StandIns:
         self.has_gs_base_instructions = False
         """Whether the guest has enabled RDFSBASE and its like."""
         self._free = list(range(len(data) // _SLOT - 1, -1, -1))
+        self._arrivals: set[int] = set()
+        """Where jumps from code arrive."""
         self._sites: dict[int, dict[int, Place]] = {}
         """Slot -> offset in it -> where the guest is there."""
 
@@ -70,12 +72,12 @@ class StandIns:
         return HOLE <= rip < self.end
 
     def place(self, rip: int) -> Place:
-        """Where the guest is, which runs at such an address."""
-        if rip < self.base:
+        """Where the guest is, which runs at such an address: right there, if nothing of ours is at it."""
+        if rip in self._arrivals:
             site = rip - 5 - _DISTANCE & _MASK
             return Place(site, site, BEFORE)
         slot, offset = divmod(rip - self.base, _SLOT)
-        return self._sites[slot][offset]
+        return self._sites.get(slot, {}).get(offset) or Place(rip, rip, BEFORE)
 
     def fit(self, code: Code, sensitive: list[int], linear: int) -> None:
         """Put jumps to stand-ins in the place of sensitive instructions of the page at `linear`.
@@ -155,6 +157,7 @@ class StandIns:
         end = max(end, at + 5)
         if len(body) > _SLOT or end > _PAGE or not self._jump_at(arrival, jump):
             return False
+        self._arrivals.add(arrival)
         del begins[at]
         self._free.pop()
         self._data[slot * _SLOT : slot * _SLOT + len(body)] = body
