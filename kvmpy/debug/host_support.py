@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from kvmpy.abi.flags import KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_USE_HW_BP, KVM_GUESTDBG_USE_SW_BP
 from kvmpy.exits import Debug, InternalError
 from kvmpy.kvm import Kvm
+from kvmpy.kvm.first_exit import first_exit
 
 if TYPE_CHECKING:
     from kvmpy._exit import Exit
@@ -43,7 +44,7 @@ def breakpoint_byte(real_mode: bool) -> int | None:
             else:
                 vcpu.set_long_mode(_CODE, tables=_TABLES, stack=_STACK)
             vcpu.set_guest_debug(KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP)
-            if _stopped_at_code(vcpu, vcpu.run(_SECONDS)):
+            if _stopped_at_code(vcpu, first_exit(vcpu, _SECONDS)):
                 return byte
     return None
 
@@ -61,4 +62,4 @@ def watches_data() -> bool:
         vcpu = vm.create_vcpu()
         vcpu.set_long_mode(_CODE, tables=_TABLES, stack=_STACK)
         vcpu.set_guest_debug(KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP, [_DATA], dr7=0x1_0402)
-        return isinstance(vcpu.run(_SECONDS), Debug)
+        return isinstance(first_exit(vcpu, _SECONDS), Debug)

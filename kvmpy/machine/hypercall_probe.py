@@ -6,6 +6,7 @@ that CPUID asks to wake, interrupt and yield to processors by hypercalls would s
 
 from kvmpy import exits
 from kvmpy.kvm import Kvm
+from kvmpy.kvm.first_exit import first_exit
 
 __all__ = ["hypercalls_return"]
 
@@ -30,6 +31,6 @@ def hypercalls_return(kvm: Kvm, of_amd: bool) -> bool:
             vcpu.set_cpuid(kvm.supported_cpuid())
             vcpu.set_long_mode(_ADDRESS, tables=_TABLES, stack=_STACK)
             vcpu.regs.rax = _UNKNOWN
-            ended = vcpu.run(_SECONDS)
+            ended = first_exit(vcpu, _SECONDS)
             _answers[of_amd] = isinstance(ended, exits.Hlt) and vcpu.regs.rax == _ENOSYS
     return _answers[of_amd]

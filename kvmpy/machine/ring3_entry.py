@@ -185,6 +185,7 @@ _SECONDS = 1.0
 @functools.cache
 def needs_repair() -> bool:
     """Whether SYSCALL in ring 3 keeps the privilege level on this host: found by a guest of one instruction."""
+    from kvmpy.kvm.first_exit import first_exit
     from kvmpy.x86.long_mode import prepare
     from kvmpy.x86.page_tables import PageTables
     from kvmpy.x86.paging import PagingMode
@@ -202,4 +203,4 @@ def needs_repair() -> bool:
         vcpu.set_cpuid(kvm.supported_cpuid())
         vcpu.set_cpu_state(state)
         vcpu.set_msrs({Msr.STAR: 0x0008 << 32, Msr.LSTAR: _HANDLER, Msr.SFMASK: 0})
-        return not isinstance(vcpu.run(_SECONDS), exits.Hlt)
+        return not isinstance(first_exit(vcpu, _SECONDS), exits.Hlt)

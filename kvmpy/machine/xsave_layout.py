@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 
-from kvmpy.exits import Interrupted, IoOut
+from kvmpy.exits import IoOut
 from kvmpy.kvm import Kvm
+from kvmpy.kvm.first_exit import first_exit
 
 __all__ = ["xsave_layout"]
 
@@ -29,10 +30,7 @@ def xsave_layout() -> dict[int, tuple[int, int, bool]]:
         for component in _COMPONENTS:
             vcpu.set_long_mode(_CODE, tables=_TABLES, stack=_STACK, ring=3)
             vcpu.regs.rax, vcpu.regs.rcx = 0xD, component
-            # A kick may come that another vCPU of this thread was to get: the layout is asked for while a guest runs.
-            while (event := vcpu.run(_SECONDS)) == Interrupted(False):
-                pass
-            if not isinstance(event, IoOut):
+            if not isinstance(first_exit(vcpu, _SECONDS), IoOut):
                 continue
             size, offset, flags = vcpu.regs.rax, vcpu.regs.rbx, vcpu.regs.rcx
             if size and not flags & 1:  # bit 0: a supervisor component, which is in no standard area

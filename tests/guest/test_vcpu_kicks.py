@@ -161,6 +161,15 @@ def test_a_kick_before_the_run_interrupts_it_at_once() -> None:
         assert vcpu.run(timeout=0.01) == Interrupted(True)
 
 
+def test_a_guest_that_finds_out_about_the_host_takes_no_kick_for_its_answer() -> None:
+    with guest("hlt") as vcpu:
+        vcpu.kick()
+        assert first_exit(vcpu, PATIENCE) == Hlt()
+    with guest(SPIN) as vcpu:
+        vcpu.kick()
+        assert first_exit(vcpu, 0.01) == Interrupted(True)
+
+
 def test_kicks_before_a_run_count_once() -> None:
     with guest(SPIN) as vcpu:
         vcpu.kick()

@@ -10,6 +10,7 @@ import functools
 
 from kvmpy.exits import Debug, MmioRead
 from kvmpy.kvm import Kvm
+from kvmpy.kvm.first_exit import first_exit
 
 __all__ = ["breaks_in_ring3", "steps_go_on", "steps_in_ring3"]
 
@@ -34,7 +35,7 @@ def steps_go_on() -> bool:
         vcpu.single_step()
         places = []
         for _ in range(5):
-            event = vcpu.run(_SECONDS)
+            event = first_exit(vcpu, _SECONDS)
             if isinstance(event, MmioRead):
                 event.reply(0)
             elif isinstance(event, Debug):
@@ -63,4 +64,4 @@ def _in_ring3(code: bytes, *, step: bool) -> object:
         vcpu = vm.create_vcpu()
         vcpu.set_long_mode(_CODE, tables=_TABLES, stack=_STACK, ring=3)
         vcpu.set_guest_debug(KVM_GUESTDBG_ENABLE | (KVM_GUESTDBG_SINGLESTEP if step else KVM_GUESTDBG_USE_SW_BP))
-        return vcpu.run(_SECONDS)
+        return first_exit(vcpu, _SECONDS)

@@ -15,6 +15,7 @@ from kvmpy.devices.device import Region
 from kvmpy.errors import OverlapError, UsageError
 from kvmpy.exits import Debug
 from kvmpy.kvm import Kvm
+from kvmpy.kvm.first_exit import first_exit
 from kvmpy.x86 import long_mode
 from kvmpy.x86.descriptors import Gdt
 from kvmpy.x86.flags import Rflags
@@ -56,7 +57,7 @@ def steps_come_out() -> bool:
         vcpu = vm.create_vcpu()
         vcpu.set_cpu_state(long_mode.prepare(vm.memory, entry=entry, tables=tables, ring=3, idt=idt))
         vcpu.set_guest_debug(KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP)
-        return isinstance(vcpu.run(1.0), Debug)
+        return isinstance(first_exit(vcpu, 1.0), Debug)
 
 
 class StepStub:
