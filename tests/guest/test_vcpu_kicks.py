@@ -20,6 +20,7 @@ from kvmpy import Kvm, Vcpu
 from kvmpy.errors import ClosedError
 from kvmpy.exits import Exit, Hlt, Interrupted, IoIn, IoOut
 from kvmpy.kvm import kick
+from kvmpy.kvm.first_exit import first_exit
 
 SPIN = "1: jmp 1b"
 GUARD = 5.0
