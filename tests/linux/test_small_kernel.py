@@ -27,7 +27,7 @@ BOOT_SECONDS = 480
 """Twenty seconds on a computer with nothing else to do; others may be at work."""
 COMMAND_SECONDS = 120
 EMULATED = "console=ttyS0 clearcpuid=erms,fsrm,smap,popcnt"
-"""The command line of `kvmpy boot --no-direct` where KVM executes ring 0 in software: twice as fast there."""
+"""The command line of `kvmpy boot --no-direct` where KVM executes ring 0 in software: without what is slow there."""
 VECTOR_STATE = Path(__file__).with_name("vector_state.c")
 STREAM = random.Random(4).randbytes(300_000)
 ROUNDS = 60
