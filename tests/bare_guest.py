@@ -11,7 +11,8 @@ from contextlib import contextmanager
 
 from gnu_toolchain import assemble
 from kvmpy import Kvm, Vcpu, Vm
-from kvmpy.exits import Exit, Hlt, IoOut
+from kvmpy.abi.flags import KVM_MP_STATE_HALTED
+from kvmpy.exits import Exit, Hlt, Interrupted, IoOut
 
 CODE = 0x1000
 DATA = 0x8000
@@ -60,6 +61,12 @@ def guest(source: str, bits: int = 16, *, sync_regs: bool = True, ring: int = 0,
 def next_exit(vcpu: Vcpu) -> Exit:
     """The next exit, which must come before anybody loses patience."""
     return vcpu.run(timeout=PATIENCE)
+
+
+def run_until_halted(vcpu: Vcpu) -> None:
+    """Run until the processor waits inside KVM, as it does where there is an irqchip; a busy host takes its time."""
+    while vcpu.get_mp_state() != KVM_MP_STATE_HALTED:
+        assert vcpu.run(timeout=0.02) == Interrupted(True)
 
 
 def run_to_hlt(vcpu: Vcpu) -> list[Exit]:

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from bare_guest import CODE, DATA, MMIO, RAM, empty_vm, guest, next_exit, start
+from bare_guest import CODE, DATA, MMIO, RAM, empty_vm, guest, next_exit, run_until_halted, start
 from kvmpy import Kvm, Vcpu, Vm
 from kvmpy.exits import Exit, Hlt, IoIn, IoOut, MmioRead
 from kvmpy.kvm.full_state import FullState
@@ -120,7 +120,7 @@ def test_a_halted_processor_with_a_local_apic_stays_halted_and_wakes_by_its_inte
     with empty_vm() as vm:
         vm.create_irqchip()
         vcpu = start(vm, source)
-        assert vcpu.run(timeout=0.05).reason == 10
+        run_until_halted(vcpu)
         state = FullState.capture(vcpu)
         assert state.mp_state == 3
         assert state.lapic is not None

@@ -322,13 +322,12 @@ def test_modes_can_be_changed_from_run_to_run() -> None:
 
 
 def test_setting_a_mode_wakes_a_processor_that_halted_inside_kvm() -> None:
-    from bare_guest import empty_vm, enter, start
+    from bare_guest import empty_vm, enter, run_until_halted, start
 
     with empty_vm() as vm:
         vm.create_irqchip()
         vcpu = start(vm, "cli; hlt")
-        assert vcpu.run(timeout=0.05).reason == 10
-        assert vcpu.get_mp_state() == 3
+        run_until_halted(vcpu)
         enter(vcpu, "out 0x10, al; hlt")
         assert next_exit(vcpu) == IoOut(0x10, b"\0")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bare_guest import CODE, DATA, TABLES, bytes_out, empty_vm, guest, next_exit, start
+from bare_guest import CODE, DATA, TABLES, bytes_out, empty_vm, guest, next_exit, run_until_halted, start
 from kvmpy import Kvm, Vcpu
 from kvmpy.abi.capabilities import Cap
 from kvmpy.abi.flags import KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED
@@ -308,7 +308,7 @@ def test_mp_states_of_first_second_and_halted_processors() -> None:
         first = start(vm, "cli; hlt")
         second = vm.create_vcpu()
         assert (first.get_mp_state(), second.get_mp_state()) == (KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED)
-        assert first.run(timeout=0.02) == Interrupted(True)
+        run_until_halted(first)
         assert first.get_mp_state() == KVM_MP_STATE_HALTED
         first.set_mp_state(KVM_MP_STATE_RUNNABLE)
         assert first.get_mp_state() == KVM_MP_STATE_RUNNABLE
