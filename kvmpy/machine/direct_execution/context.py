@@ -84,5 +84,8 @@ class DirectContext(Protocol):
     def set_system(self, place: int, value: int) -> None:
         """Change one."""
 
+    def changed_system(self) -> None:
+        """Have KVM take the system registers in the run page."""
+
     def deliver(self, vector: int, error: int | None = None) -> bool:
         """An exception through the guest's IDT. False: it cannot be."""

@@ -89,6 +89,12 @@ class DirectExecution(DirectWorld):
         self._enter()
         try:
             self._look_at_memory(allowed)
+            waited = self.halted
+            if not self._deliver_held():
+                self._leave()
+                return False
+            if waited and not self.halted:
+                self._stand(IRETQ_CODE, 2)
             return self._go_on()
         except BaseException:  # of a device, or Ctrl-C: the guest comes to the same instruction again
             if self._inside:

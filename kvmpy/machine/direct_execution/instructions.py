@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from kvmpy.kvm.run_page import SYNC_REGS, SYNC_SREGS
+from kvmpy.kvm.run_page import SYNC_REGS
 from kvmpy.machine.direct_execution.context import (
     AC,
     CR0,
@@ -21,10 +21,8 @@ from kvmpy.machine.direct_execution.context import (
     FS_BASE,
     GS_BASE,
     IF,
-    INTERRUPTS,
     KEPT,
     KERNEL_GS,
-    NO_INTERRUPTS,
     PAGE,
     RAX,
     RCX,
@@ -33,7 +31,6 @@ from kvmpy.machine.direct_execution.context import (
     RSP,
     SELECTORS,
     SREGS_AT,
-    SREGS_END,
     TF,
 )  # fmt: skip
 from kvmpy.machine.direct_execution.memory import Refused
@@ -238,10 +235,8 @@ class PrivilegedInstructions:
 
     def _load_base(self, place: int, value: int) -> None:
         """Have KVM take the base of FS or GS: it is in the run page, for code of ring 3 can change it."""
-        page = self._vcpu.page
-        page.u64[(SREGS_AT + place) // 8] = value
-        page.u8[SREGS_AT + INTERRUPTS : SREGS_AT + SREGS_END] = NO_INTERRUPTS
-        page.u64[DIRTY] |= SYNC_SREGS
+        self._u64[(SREGS_AT + place) // 8] = value
+        self._context.changed_system()
 
     def _base(self, modrm: int) -> int:
         """RDFSBASE, RDGSBASE, WRFSBASE, WRGSBASE."""

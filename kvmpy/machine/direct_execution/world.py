@@ -160,6 +160,12 @@ class DirectWorld:
         if place == CR2:
             self.cells[CR2_CELL] = value
 
+    def changed_system(self) -> None:
+        """Have KVM take the system registers in the run page; but not the bits of interrupts, which may be old ones."""
+        page = self.vcpu.page
+        page.u8[SREGS_AT + INTERRUPTS : SREGS_AT + SREGS_END] = NO_INTERRUPTS
+        page.u64[DIRTY] |= SYNC_SREGS
+
     # In and out
 
     def _enter(self) -> None:
@@ -240,7 +246,7 @@ class DirectWorld:
         u64 = self.vcpu.page.u64
         if state.gs:
             u64[(SREGS_AT + GS_BASE) // 8] = u64[RCX]
-            u64[DIRTY] |= SYNC_SREGS
+            self.changed_system()
         for name in state.saved:
             index = "acd".index(name)
             u64[_SAVED[index]] = self.cells[SAVED + index]
@@ -293,8 +299,7 @@ class DirectWorld:
         page = self.vcpu.page
         self._masked = priority == _HIGHEST
         page.u64[(SREGS_AT + CR8) // 8] = priority
-        page.u8[SREGS_AT + INTERRUPTS : SREGS_AT + SREGS_END] = NO_INTERRUPTS
-        page.u64[DIRTY] |= SYNC_SREGS
+        self.changed_system()
 
     def _enter_guest(self) -> int:
         """KVM_RUN: 0, or an errno."""
