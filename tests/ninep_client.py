@@ -10,8 +10,8 @@ import os
 import time
 from struct import calcsize, pack, unpack, unpack_from
 
+from kvmpy.virtio.ninep.device import Plan9
 from kvmpy.virtio.ninep.messages import HEADER, NO_FID, MessageType
-from kvmpy.virtio.ninep_device import Plan9
 from virtio_driver import FakeDriver
 
 __all__ = ["NinepClient", "string"]

@@ -6,8 +6,8 @@ import select
 from typing import NamedTuple
 
 from kvmpy.virtio import Feature
-from kvmpy.virtio.vsock import Vsock
-from kvmpy.virtio.vsock_format import HEADER, VsockOperation
+from kvmpy.virtio.vsock.device import Vsock
+from kvmpy.virtio.vsock.format import HEADER, VsockOperation
 from virtio_driver import FakeDriver
 
 __all__ = ["CID", "Packet", "VsockGuest"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from kvmpy.boot.elf import ElfImage
+    from kvmpy.boot.elf.image import ElfImage
     from kvmpy.boot.firmware import FirmwareImage
     from kvmpy.boot.flat import FlatImage
     from kvmpy.boot.image import Entry, Image, LoadedRange, RomMapping
     from kvmpy.boot.initramfs import Initramfs
     from kvmpy.boot.linux import LinuxKernel
-    from kvmpy.boot.multiboot import MultibootKernel, MultibootModule
+    from kvmpy.boot.multiboot.kernel import MultibootKernel, MultibootModule
 
 __all__ = [
     "ElfImage",
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "ElfImage": "elf",
+    "ElfImage": "elf.image",
     "Entry": "image",
     "FirmwareImage": "firmware",
     "FlatImage": "flat",
@@ -35,8 +35,8 @@ _MODULES = {
     "Initramfs": "initramfs",
     "LinuxKernel": "linux",
     "LoadedRange": "image",
-    "MultibootKernel": "multiboot",
-    "MultibootModule": "multiboot",
+    "MultibootKernel": "multiboot.kernel",
+    "MultibootModule": "multiboot.kernel",
     "RomMapping": "image",
 }
 

@@ -99,8 +99,8 @@ def open_kernel(
 
 def _is_multiboot(source: ImageSource) -> bool:
     """Whether a file that is no bzImage has a Multiboot header. Raises ImageError for one that is nothing known."""
-    from kvmpy.boot.multiboot2_header import Multiboot2Header
-    from kvmpy.boot.multiboot_header import Multiboot1Header
+    from kvmpy.boot.multiboot.header import Multiboot1Header
+    from kvmpy.boot.multiboot.header2 import Multiboot2Header
 
     beginning = source.read(0, min(source.size, 0x206), "the image")
     if beginning[0x202:0x206] == b"HdrS":

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kvmpy.boot.firmware_tables import FirmwareTables
     from kvmpy.boot.image import Entry
     from kvmpy.boot.linux import LinuxKernel
-    from kvmpy.boot.multiboot import MultibootKernel
+    from kvmpy.boot.multiboot.kernel import MultibootKernel
     from kvmpy.machine.machine import Machine
     from kvmpy.x86.cpuid import CpuidTable
 

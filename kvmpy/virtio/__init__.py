@@ -6,51 +6,51 @@ first named: `from kvmpy.virtio import Entropy`.
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from kvmpy.virtio.block import Block as Block
+    from kvmpy.virtio.block.device import Block as Block
     from kvmpy.virtio.chain import Chain as Chain
-    from kvmpy.virtio.console import VirtioConsole as VirtioConsole
-    from kvmpy.virtio.console_port import ConsolePort as ConsolePort
-    from kvmpy.virtio.datagram_socket import DatagramSocket as DatagramSocket
-    from kvmpy.virtio.datagram_socket import datagram_pair as datagram_pair
+    from kvmpy.virtio.console.device import VirtioConsole as VirtioConsole
+    from kvmpy.virtio.console.port import ConsolePort as ConsolePort
     from kvmpy.virtio.device import VirtioDevice as VirtioDevice
     from kvmpy.virtio.entropy import Entropy as Entropy
     from kvmpy.virtio.features import DeviceStatus as DeviceStatus
     from kvmpy.virtio.features import Feature as Feature
     from kvmpy.virtio.mmio import VirtioMmio as VirtioMmio
     from kvmpy.virtio.mmio import linux_parameters as linux_parameters
-    from kvmpy.virtio.net import VirtioNet as VirtioNet
-    from kvmpy.virtio.net_backend import NetBackend as NetBackend
-    from kvmpy.virtio.ninep_device import Plan9 as Plan9
-    from kvmpy.virtio.passt import Passt as Passt
-    from kvmpy.virtio.pcap import PcapFile as PcapFile
-    from kvmpy.virtio.stream_socket import StreamSocket as StreamSocket
-    from kvmpy.virtio.tap import Tap as Tap
+    from kvmpy.virtio.net.backend import NetBackend as NetBackend
+    from kvmpy.virtio.net.datagram_socket import DatagramSocket as DatagramSocket
+    from kvmpy.virtio.net.datagram_socket import datagram_pair as datagram_pair
+    from kvmpy.virtio.net.device import VirtioNet as VirtioNet
+    from kvmpy.virtio.net.passt import Passt as Passt
+    from kvmpy.virtio.net.pcap import PcapFile as PcapFile
+    from kvmpy.virtio.net.stream_socket import StreamSocket as StreamSocket
+    from kvmpy.virtio.net.tap import Tap as Tap
+    from kvmpy.virtio.ninep.device import Plan9 as Plan9
     from kvmpy.virtio.virtqueue import Virtqueue as Virtqueue
-    from kvmpy.virtio.vsock import Vsock as Vsock
-    from kvmpy.virtio.vsock_listener import VsockListener as VsockListener
+    from kvmpy.virtio.vsock.device import Vsock as Vsock
+    from kvmpy.virtio.vsock.listener import VsockListener as VsockListener
 
 _MODULE_OF = {
-    "Block": "block",
+    "Block": "block.device",
     "Chain": "chain",
-    "ConsolePort": "console_port",
-    "DatagramSocket": "datagram_socket",
+    "ConsolePort": "console.port",
+    "DatagramSocket": "net.datagram_socket",
     "DeviceStatus": "features",
     "Entropy": "entropy",
     "Feature": "features",
-    "NetBackend": "net_backend",
-    "Passt": "passt",
-    "PcapFile": "pcap",
-    "StreamSocket": "stream_socket",
-    "Tap": "tap",
-    "Plan9": "ninep_device",
-    "VirtioConsole": "console",
+    "NetBackend": "net.backend",
+    "Passt": "net.passt",
+    "PcapFile": "net.pcap",
+    "StreamSocket": "net.stream_socket",
+    "Tap": "net.tap",
+    "Plan9": "ninep.device",
+    "VirtioConsole": "console.device",
     "VirtioDevice": "device",
     "VirtioMmio": "mmio",
-    "VirtioNet": "net",
+    "VirtioNet": "net.device",
     "Virtqueue": "virtqueue",
-    "Vsock": "vsock",
-    "VsockListener": "vsock_listener",
-    "datagram_pair": "datagram_socket",
+    "Vsock": "vsock.device",
+    "VsockListener": "vsock.listener",
+    "datagram_pair": "net.datagram_socket",
     "linux_parameters": "mmio",
 }
 

@@ -12,8 +12,8 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 
 from debug_info_programs import program
-from kvmpy.boot.elf_format import ElfHeader
-from kvmpy.boot.elf_sections import ElfSections
+from kvmpy.boot.elf.format import ElfHeader
+from kvmpy.boot.elf.sections import ElfSections
 from kvmpy.boot.image_source import ImageSource
 from kvmpy.debug.disassembly import Disassembler, annotate
 from kvmpy.debug.symbols import LineTable, SymbolTable

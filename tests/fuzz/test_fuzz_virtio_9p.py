@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvmpy.virtio.ninep.device import Plan9
 from kvmpy.virtio.ninep.fids import Fid
 from kvmpy.virtio.ninep.messages import HEADER, NO_FID, Body, Message, MessageType
 from kvmpy.virtio.ninep.session import Session
-from kvmpy.virtio.ninep_device import Plan9
 from ninep_client import NinepClient, string
 from virtio_driver import FakeDriver
 from virtio_hostile import EXAMPLES, PROGRAMS, HostileTarget

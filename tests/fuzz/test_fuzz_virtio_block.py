@@ -10,7 +10,7 @@ from struct import pack
 from hypothesis import given, settings
 
 from kvmpy.virtio import Block, VirtioDevice
-from kvmpy.virtio.block_format import BlockConfig, BlockType
+from kvmpy.virtio.block.format import BlockConfig, BlockType
 from virtio_driver import FakeDriver
 from virtio_hostile import EXAMPLES, PROGRAMS, HostileTarget
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvmpy.virtio import Vsock
-from kvmpy.virtio.vsock_connection import BUFFER
-from kvmpy.virtio.vsock_format import HEADER, VsockOperation
+from kvmpy.virtio.vsock.connection import BUFFER
+from kvmpy.virtio.vsock.format import HEADER, VsockOperation
 from virtio_driver import FakeDriver
 from virtio_hostile import EXAMPLES, PROGRAMS, HostileTarget
 from vsock_guest import CID, ROOM, VsockGuest

@@ -24,7 +24,7 @@ from kvmpy.devices import DebugExit
 from kvmpy.guest.program import GuestProgram
 from kvmpy.virtio import Block, Feature, VirtioMmio
 from kvmpy.virtio import mmio_registers as reg
-from kvmpy.virtio.block_format import BlockFeature
+from kvmpy.virtio.block.format import BlockFeature
 
 SOURCE = str(Path(__file__).with_name("virtio_block.c"))
 ADDRESS = 0xD000_0000

@@ -24,7 +24,7 @@ from kvmpy.machine import Outcome
 from kvmpy.pytest_plugin.requirement import skip_or_fail
 from kvmpy.virtio import DatagramSocket, Feature, Passt, Tap, VirtioMmio, VirtioNet, datagram_pair
 from kvmpy.virtio import mmio_registers as reg
-from kvmpy.virtio.net_format import NetFeature
+from kvmpy.virtio.net.format import NetFeature
 from network_cable import MAC, Inverter, arp_request
 
 SOURCE = str(Path(__file__).with_name("virtio_net.c"))

@@ -19,8 +19,8 @@ from kvmpy.boot import ElfImage
 from kvmpy.devices import DebugExit
 from kvmpy.guest.program import GuestProgram
 from kvmpy.virtio import Block, DatagramSocket, Entropy, VirtioConsole, VirtioDevice, VirtioMmio, VirtioNet, Vsock
-from kvmpy.virtio.block_format import BlockType
-from kvmpy.virtio.ninep_device import Plan9
+from kvmpy.virtio.block.format import BlockType
+from kvmpy.virtio.ninep.device import Plan9
 from network_cable import NO_OFFLOAD, frame
 from ninep_client import NinepClient
 from virtio_driver import FakeDriver

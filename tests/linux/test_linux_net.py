@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from kvmpy.virtio import Feature, Passt, VirtioMmio, VirtioNet
-from kvmpy.virtio.net_format import NetFeature
+from kvmpy.virtio.net.format import NetFeature
 from linux_networks import GUEST, HOST, ip, namespace, require_passt, tap_into, web_server
 from linux_session import LinuxSession, busybox, small_kernel
 

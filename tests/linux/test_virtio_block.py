@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kvmpy.virtio import Block, Feature, VirtioMmio
-from kvmpy.virtio.block_format import BlockFeature
+from kvmpy.virtio.block.format import BlockFeature
 from linux_disks import SIZE, check_ext2, dump_from_ext2, make_ext2, sums
 from linux_session import LinuxSession, small_kernel, write_root
 

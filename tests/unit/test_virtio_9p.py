@@ -16,8 +16,8 @@ from struct import pack, unpack_from
 import pytest
 
 from kvmpy.errors import UsageError
+from kvmpy.virtio.ninep.device import Plan9
 from kvmpy.virtio.ninep.messages import HEADER, MessageType, SetAttributes
-from kvmpy.virtio.ninep_device import Plan9
 from ninep_client import NinepClient, string
 from virtio_driver import FakeDriver
 
@@ -541,7 +541,7 @@ def test_nothing_stays_open(folder: Path) -> None:
 SECOND = f"""
 import ast, sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from kvmpy.virtio.ninep_device import Plan9
+from kvmpy.virtio.ninep.device import Plan9
 from ninep_client import NinepClient
 from virtio_driver import FakeDriver
 

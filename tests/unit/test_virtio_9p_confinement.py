@@ -16,8 +16,8 @@ from struct import pack
 
 import pytest
 
+from kvmpy.virtio.ninep.device import Plan9
 from kvmpy.virtio.ninep.messages import HEADER, MessageType, SetAttributes
-from kvmpy.virtio.ninep_device import Plan9
 from ninep_client import NinepClient, string
 
 SECRET = b"the guest must not see this"

@@ -18,7 +18,7 @@ import pytest
 
 from kvmpy.errors import UsageError
 from kvmpy.virtio import Block, DeviceStatus, Feature
-from kvmpy.virtio.block_format import BlockConfig, BlockFeature, BlockType
+from kvmpy.virtio.block.format import BlockConfig, BlockFeature, BlockType
 from virtio_driver import FakeDriver, FakeQueue
 
 SECTOR = 512

@@ -16,7 +16,7 @@ from struct import pack
 import pytest
 
 from kvmpy.virtio import Block
-from kvmpy.virtio.block_format import BlockType
+from kvmpy.virtio.block.format import BlockType
 from virtio_driver import FakeDriver
 
 DAEMON = shutil.which("qemu-storage-daemon")

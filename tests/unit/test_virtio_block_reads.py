@@ -14,7 +14,7 @@ import pytest
 
 from kvmpy.memory import MemoryRegion
 from kvmpy.virtio import Block, DeviceStatus, Feature, block_reads
-from kvmpy.virtio.block_format import SECTOR, BlockType
+from kvmpy.virtio.block.format import SECTOR, BlockType
 from kvmpy.virtio.descriptors import read_three_buffers
 from virtio_devices import Keeper
 from virtio_driver import NEXT, RAM, WRITE, FakeDriver, FakeQueue, buffer_memory

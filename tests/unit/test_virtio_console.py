@@ -10,7 +10,7 @@ import pytest
 
 from kvmpy.errors import UsageError
 from kvmpy.virtio import VirtioConsole
-from kvmpy.virtio.console import ConsoleEvent, ConsoleFeature
+from kvmpy.virtio.console.device import ConsoleEvent, ConsoleFeature
 from virtio_driver import FakeDriver
 
 RECEIVE, TRANSMIT, TO_DRIVER, FROM_DRIVER = range(4)

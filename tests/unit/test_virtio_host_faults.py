@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from kvmpy.virtio import Block, DeviceStatus, VirtioConsole
-from kvmpy.virtio.ninep_device import Plan9
+from kvmpy.virtio.ninep.device import Plan9
 from ninep_client import NinepClient
 from virtio_driver import FakeDriver
 
@@ -100,7 +100,7 @@ def test_a_full_file_system_gives_errors_to_who_writes_a_shared_folder(tmp_path:
     in_process(
         """
 import errno, os
-from kvmpy.virtio.ninep_device import Plan9
+from kvmpy.virtio.ninep.device import Plan9
 from ninep_client import NinepClient
 device = Plan9(sys.argv[1])
 client = NinepClient(device)

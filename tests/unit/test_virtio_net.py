@@ -34,7 +34,7 @@ from kvmpy.virtio import (
 )  # fmt: skip
 from kvmpy.virtio import mmio_registers as reg
 from kvmpy.virtio.interrupt_status import CONFIG_CHANGE
-from kvmpy.virtio.net_format import LONGEST_FRAME, NetFeature
+from kvmpy.virtio.net.format import LONGEST_FRAME, NetFeature
 from network_cable import HEADER, MAC, NO_OFFLOAD, arp_request, frame, framed, serve, unframed
 from virtio_driver import FakeDriver, FakeQueue
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from kvmpy.memory import GuestMemory, MemoryRegion
 from kvmpy.virtio import Entropy, VirtioConsole, VirtioDevice, Vsock
-from kvmpy.virtio.ninep_device import Plan9
-from kvmpy.virtio.vsock_format import VsockOperation
+from kvmpy.virtio.ninep.device import Plan9
+from kvmpy.virtio.vsock.format import VsockOperation
 from ninep_client import NinepClient
 from virtio_driver import RAM, FakeDriver, FakeQueue
 from vsock_guest import CID, VsockGuest
@@ -135,7 +135,7 @@ def test_a_guest_connects_again_when_its_streams_have_gone_with_a_process(tmp_pa
     vsock = Vsock(3)
     driver = stopped(tmp_path, """
 from kvmpy.virtio import Vsock
-from kvmpy.virtio.vsock_format import VsockOperation
+from kvmpy.virtio.vsock.format import VsockOperation
 from vsock_guest import CID, VsockGuest
 device = Vsock(CID)
 driver = FakeDriver(device, memory=file_memory(sys.argv[1])).start(size=16)
@@ -180,7 +180,7 @@ def test_files_of_a_shared_folder_are_written_to_their_end_by_another_process(tm
 import time
 from struct import pack
 from kvmpy.virtio.ninep.messages import HEADER, MessageType
-from kvmpy.virtio.ninep_device import Plan9
+from kvmpy.virtio.ninep.device import Plan9
 from ninep_client import NinepClient
 never, real = threading.Event(), os.pwritev
 def pwritev(fd, views, offset, *flags):

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from kvmpy.errors import ClosedError, UsageError
-from kvmpy.virtio.vsock import Vsock
-from kvmpy.virtio.vsock_connection import BUFFER
-from kvmpy.virtio.vsock_format import HEADER, SHUT_BOTH, VsockOperation, VsockShutdown
+from kvmpy.virtio.vsock.connection import BUFFER
+from kvmpy.virtio.vsock.device import Vsock
+from kvmpy.virtio.vsock.format import HEADER, SHUT_BOTH, VsockOperation, VsockShutdown
 from virtio_driver import FakeDriver
 from vsock_guest import CID, ROOM, Packet, VsockGuest
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from kvmpy.boot.boot_memory import BootMemory
 from kvmpy.boot.e820 import e820_map
-from kvmpy.boot.elf import ElfImage
+from kvmpy.boot.elf.image import ElfImage
 from kvmpy.boot.firmware_tables import place_tables
 from kvmpy.boot.image import Entry, LoadedRange, RomMapping
 from kvmpy.boot.image_source import ImageSource

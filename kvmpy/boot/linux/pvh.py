@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from kvmpy.boot.boot_memory import BootMemory
     from kvmpy.boot.e820 import E820Entry
-    from kvmpy.boot.elf import ElfImage
+    from kvmpy.boot.elf.image import ElfImage
 
 __all__ = ["START_INFO", "Module", "find_entry", "place_start_info"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Literal
 from weakref import WeakSet
 
-from kvmpy.boot.elf import ElfImage
+from kvmpy.boot.elf.image import ElfImage
 from kvmpy.boot.flat import FlatImage
 from kvmpy.debug.coverage.basic_blocks import BasicBlock, find_blocks
 from kvmpy.debug.coverage.covered_code import CoveredCode, Module

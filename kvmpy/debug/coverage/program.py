@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from kvmpy.boot.elf import ElfImage
+from kvmpy.boot.elf.image import ElfImage
 from kvmpy.debug.coverage.basic_blocks import BasicBlock, Function, find_blocks
 from kvmpy.debug.program_counter import linear_pc
 from kvmpy.errors import UsageError

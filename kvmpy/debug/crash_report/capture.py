@@ -184,9 +184,9 @@ def _symbols_of(machine: Machine) -> SymbolTable | None:
 
 def _is_elf(image: Image | None) -> bool:
     """Whether there may be symbols and lines in it. The modules that read them are not loaded in vain."""
-    if "kvmpy.boot.elf" not in sys.modules:  # who has made an ElfImage has loaded it
+    if "kvmpy.boot.elf.image" not in sys.modules:  # who has made an ElfImage has loaded it
         return False
-    from kvmpy.boot.elf import elf_of
+    from kvmpy.boot.elf.image import elf_of
 
     return elf_of(image) is not None
 

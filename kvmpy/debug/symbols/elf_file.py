@@ -7,9 +7,9 @@ from itertools import repeat
 from typing import TYPE_CHECKING
 
 from kvmpy._value import frozen
-from kvmpy.boot.elf_format import ElfHeader
-from kvmpy.boot.elf_sections import ElfSections
-from kvmpy.boot.elf_symbols import (
+from kvmpy.boot.elf.format import ElfHeader
+from kvmpy.boot.elf.sections import ElfSections
+from kvmpy.boot.elf.symbols import (
     SHN_ABS,
     STB_LOCAL,
     STB_WEAK,
@@ -24,7 +24,7 @@ from kvmpy.debug.symbols.symbol import SymbolKind
 from kvmpy.debug.symbols.symbol_columns import GLOBAL, LOCAL, WEAK, SymbolColumns
 
 if TYPE_CHECKING:
-    from kvmpy.boot.elf import ElfImage
+    from kvmpy.boot.elf.image import ElfImage
 
 __all__ = ["OpenedElf", "symbol_columns"]
 
@@ -48,7 +48,7 @@ class OpenedElf:
         cls, source: bytes | bytearray | memoryview | str | os.PathLike[str] | ElfImage, bias: int | None = None
     ) -> OpenedElf:
         """From a path, the bytes of a file, or an ElfImage, whose bias is the default. Raises ImageError, OSError."""
-        from kvmpy.boot.elf import ElfImage
+        from kvmpy.boot.elf.image import ElfImage
 
         if isinstance(source, ElfImage):
             bias = source.bias if bias is None else bias

@@ -16,7 +16,7 @@ from kvmpy.debug.symbols.line_program import LINE_MASK, LineProgram, Row, run_li
 from kvmpy.errors import ImageError
 
 if TYPE_CHECKING:
-    from kvmpy.boot.elf import ElfImage
+    from kvmpy.boot.elf.image import ElfImage
     from kvmpy.boot.image import Image
     from kvmpy.debug.symbols.symbol_table import SymbolTable
 
@@ -120,7 +120,7 @@ class LineTable:
     @classmethod
     def of_image(cls, image: Image) -> LineTable | None:
         """The lines of an ElfImage where it is loaded; None for other images. Raises ImageError as `from_elf` does."""
-        from kvmpy.boot.elf import elf_of
+        from kvmpy.boot.elf.image import elf_of
 
         elf = elf_of(image)
         return cls.from_elf(elf) if elf is not None else None

@@ -13,7 +13,7 @@ from kvmpy.debug.symbols.symbol import Symbol, SymbolAddress, UnknownSymbolError
 from kvmpy.debug.symbols.symbol_columns import SymbolColumns
 
 if TYPE_CHECKING:
-    from kvmpy.boot.elf import ElfImage
+    from kvmpy.boot.elf.image import ElfImage
     from kvmpy.boot.image import Image
 
 __all__ = ["SymbolTable"]
@@ -66,7 +66,7 @@ class SymbolTable:
 
         Raises ImageError as `from_elf` does.
         """
-        from kvmpy.boot.elf import elf_of
+        from kvmpy.boot.elf.image import elf_of
 
         elf = elf_of(image)
         return cls.from_elf(elf) if elf is not None else cls()

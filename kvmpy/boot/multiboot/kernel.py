@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Literal
 from kvmpy._value import frozen
 from kvmpy.boot.boot_memory import BootMemory
 from kvmpy.boot.e820 import ONE_MIB, e820_map
-from kvmpy.boot.elf import ElfImage
+from kvmpy.boot.elf.image import ElfImage
 from kvmpy.boot.firmware_tables import place_tables
 from kvmpy.boot.image import Entry, LoadedRange, RomMapping
 from kvmpy.boot.image_source import ImageSource
-from kvmpy.boot.multiboot2_header import Multiboot2Header
-from kvmpy.boot.multiboot_header import AddressFields, Multiboot1Header
-from kvmpy.boot.multiboot_information import (
+from kvmpy.boot.multiboot.header import AddressFields, Multiboot1Header
+from kvmpy.boot.multiboot.header2 import Multiboot2Header
+from kvmpy.boot.multiboot.information import (
     CELL,
     COLUMNS,
     LINES,
@@ -29,14 +29,14 @@ from kvmpy.boot.multiboot_information import (
     place_information2,
     read_rsdp,
 )  # fmt: skip
-from kvmpy.boot.multiboot_sections import load_sections
+from kvmpy.boot.multiboot.sections import load_sections
 from kvmpy.boot.placement import FOUR_GIB, lowest_free, ram_spans, ram_text, ram_views
 from kvmpy.boot.start import Start
 from kvmpy.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
     from kvmpy.boot.firmware_tables import FirmwareTables
-    from kvmpy.boot.multiboot_information import SectionHeaders
+    from kvmpy.boot.multiboot.information import SectionHeaders
     from kvmpy.memory import GuestMemory
 
 __all__ = ["MultibootKernel", "MultibootModule"]

@@ -6,11 +6,11 @@ from itertools import accumulate, compress
 from typing import TYPE_CHECKING
 
 from kvmpy._value import frozen
-from kvmpy.boot.elf_sections import SHT_DYNSYM, SHT_SYMTAB, ElfSections
+from kvmpy.boot.elf.sections import SHT_DYNSYM, SHT_SYMTAB, ElfSections
 from kvmpy.errors import ImageError
 
 if TYPE_CHECKING:
-    from kvmpy.boot.elf_format import ElfHeader
+    from kvmpy.boot.elf.format import ElfHeader
     from kvmpy.boot.image_source import ImageSource
 
 __all__ = ["SHN_ABS", "STB_LOCAL", "STB_WEAK", "STT_FUNC", "STT_GNU_IFUNC", "STT_NOTYPE", "STT_OBJECT", "ElfSymbols",

@@ -7,8 +7,8 @@ import socket
 from collections import deque
 
 from kvmpy.errors import UsageError
-from kvmpy.virtio.net_backend import DescriptorBackend
-from kvmpy.virtio.net_format import LONGEST_FRAME
+from kvmpy.virtio.net.backend import DescriptorBackend
+from kvmpy.virtio.net.format import LONGEST_FRAME
 
 __all__ = ["DatagramSocket", "datagram_pair"]
 

@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 from kvmpy.errors import UsageError
-from kvmpy.virtio.block_file import ImageFile, ImageSource
-from kvmpy.virtio.block_format import HEADER, RANGE, SECTOR, BlockConfig, BlockFeature, BlockStatus, BlockType
-from kvmpy.virtio.block_reads import CachedReads
-from kvmpy.virtio.block_workers import Request, Workers
+from kvmpy.virtio.block.cached_reads import CachedReads
+from kvmpy.virtio.block.file import ImageFile, ImageSource
+from kvmpy.virtio.block.format import HEADER, RANGE, SECTOR, BlockConfig, BlockFeature, BlockStatus, BlockType
+from kvmpy.virtio.block.workers import Request, Workers
 from kvmpy.virtio.chain import Chain
 from kvmpy.virtio.device import VirtioDevice
 from kvmpy.virtio.virtqueue import Virtqueue

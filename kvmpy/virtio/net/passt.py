@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 
 from kvmpy.errors import UsageError
-from kvmpy.virtio.stream_socket import StreamSocket
+from kvmpy.virtio.net.stream_socket import StreamSocket
 
 __all__ = ["Passt"]
 

@@ -10,8 +10,8 @@ from kvmpy.errors import UsageError
 from kvmpy.virtio.chain import Chain
 from kvmpy.virtio.device import VirtioDevice
 from kvmpy.virtio.features import Feature
-from kvmpy.virtio.net_backend import NetBackend
-from kvmpy.virtio.net_format import (
+from kvmpy.virtio.net.backend import NetBackend
+from kvmpy.virtio.net.format import (
     HEADER_SIZE,
     LEGACY_HEADER_SIZE,
     LINK_UP,
@@ -24,7 +24,7 @@ from kvmpy.virtio.net_format import (
     NetFeature,
     received_header,
 )
-from kvmpy.virtio.pcap import PcapFile
+from kvmpy.virtio.net.pcap import PcapFile
 from kvmpy.virtio.virtqueue import Virtqueue
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from kvmpy.errors import UsageError
 from kvmpy.virtio.chain import Chain
 from kvmpy.virtio.device import VirtioDevice
 from kvmpy.virtio.virtqueue import BATCH, Virtqueue
-from kvmpy.virtio.vsock_connection import BUFFER, VsockConnection
-from kvmpy.virtio.vsock_format import (
+from kvmpy.virtio.vsock.connection import BUFFER, VsockConnection
+from kvmpy.virtio.vsock.format import (
     EVENT,
     HEADER,
     HOST_CID,
@@ -25,10 +25,10 @@ from kvmpy.virtio.vsock_format import (
     VsockOperation,
     VsockType,
 )
-from kvmpy.virtio.vsock_listener import VsockListener
-from kvmpy.virtio.vsock_streams import Key, VsockStreams
-from kvmpy.virtio.vsock_unix import UnixDoor
-from kvmpy.virtio.watched_sockets import WatchedSockets
+from kvmpy.virtio.vsock.listener import VsockListener
+from kvmpy.virtio.vsock.streams import Key, VsockStreams
+from kvmpy.virtio.vsock.unix import UnixDoor
+from kvmpy.virtio.vsock.watched_sockets import WatchedSockets
 
 if TYPE_CHECKING:
     from kvmpy.devices.device import Board

@@ -8,8 +8,8 @@ import errno
 import socket
 
 from kvmpy.errors import UsageError
-from kvmpy.virtio.net_backend import DescriptorBackend
-from kvmpy.virtio.net_format import LONGEST_FRAME
+from kvmpy.virtio.net.backend import DescriptorBackend
+from kvmpy.virtio.net.format import LONGEST_FRAME
 
 __all__ = ["StreamSocket"]
 

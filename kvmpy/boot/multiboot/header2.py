@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvmpy._value import frozen
-from kvmpy.boot.multiboot_header import AddressFields
+from kvmpy.boot.multiboot.header import AddressFields
 from kvmpy.errors import ImageError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from kvmpy.devices.host_input import HasFileno, InputStream
 
 if TYPE_CHECKING:
     from kvmpy.devices.device import Board
-    from kvmpy.virtio.console import VirtioConsole
+    from kvmpy.virtio.console.device import VirtioConsole
 
 __all__ = ["ConsolePort"]
 

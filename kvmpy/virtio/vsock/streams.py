@@ -10,9 +10,9 @@ from functools import partial
 from typing import Protocol
 
 from kvmpy.virtio.chain import Chain
-from kvmpy.virtio.vsock_connection import VsockConnection
-from kvmpy.virtio.vsock_format import SHUT_BOTH, VsockOperation, VsockShutdown
-from kvmpy.virtio.watched_sockets import WatchedSockets
+from kvmpy.virtio.vsock.connection import VsockConnection
+from kvmpy.virtio.vsock.format import SHUT_BOTH, VsockOperation, VsockShutdown
+from kvmpy.virtio.vsock.watched_sockets import WatchedSockets
 
 __all__ = ["Key", "VsockStreams"]
 

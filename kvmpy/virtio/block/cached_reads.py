@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvmpy.virtio.block_format import HEADER, SECTOR, BlockStatus, BlockType
+from kvmpy.virtio.block.format import HEADER, SECTOR, BlockStatus, BlockType
 from kvmpy.virtio.descriptors import read_three_buffers
 from kvmpy.virtio.virtqueue import BATCH
 
 if TYPE_CHECKING:
-    from kvmpy.virtio.block_file import ImageFile
+    from kvmpy.virtio.block.file import ImageFile
     from kvmpy.virtio.descriptors import ThreeBuffers
     from kvmpy.virtio.virtqueue import Virtqueue
 

@@ -14,7 +14,7 @@ from kvmpy._value import frozen
 from kvmpy.errors import ImageError
 
 if TYPE_CHECKING:
-    from kvmpy.boot.elf_format import ElfHeader
+    from kvmpy.boot.elf.format import ElfHeader
     from kvmpy.boot.image_source import ImageSource
 
 __all__ = ["SHT_DYNSYM", "SHT_NOBITS", "SHT_SYMTAB", "ElfSections", "Section"]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from kvmpy._value import frozen
-from kvmpy.boot.elf_format import PT_DYNAMIC, PT_LOAD, ProgramHeader, read_dynamic_section
+from kvmpy.boot.elf.format import PT_DYNAMIC, PT_LOAD, ProgramHeader, read_dynamic_section
 from kvmpy.errors import ImageError
 
 if TYPE_CHECKING:

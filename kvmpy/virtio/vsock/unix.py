@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from kvmpy.errors import UsageError
-from kvmpy.virtio.watched_sockets import WatchedSockets
+from kvmpy.virtio.vsock.watched_sockets import WatchedSockets
 
 __all__ = ["UnixDoor"]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kvmpy.errors import UsageError
-from kvmpy.virtio.block_format import SECTOR
+from kvmpy.virtio.block.format import SECTOR
 
 __all__ = ["ImageFile", "ImageSource"]
 

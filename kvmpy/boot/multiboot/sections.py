@@ -5,14 +5,14 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from kvmpy.boot.elf_sections import SHT_NOBITS, ElfSections
+from kvmpy.boot.elf.sections import SHT_NOBITS, ElfSections
 from kvmpy.boot.image import LoadedRange
-from kvmpy.boot.multiboot_information import SectionHeaders
+from kvmpy.boot.multiboot.information import SectionHeaders
 from kvmpy.boot.placement import FOUR_GIB, lowest_free
 
 if TYPE_CHECKING:
     from kvmpy.boot.boot_memory import BootMemory
-    from kvmpy.boot.elf import ElfImage
+    from kvmpy.boot.elf.image import ElfImage
 
 __all__ = ["load_sections"]
 

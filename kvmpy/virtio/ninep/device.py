@@ -16,9 +16,9 @@ from typing import Any
 from kvmpy.errors import UsageError
 from kvmpy.virtio.chain import Chain
 from kvmpy.virtio.device import VirtioDevice
-from kvmpy.virtio.message_workers import MessageWorkers
 from kvmpy.virtio.ninep.messages import HEADER, READ_HEADER, Body, Message, MessageType
 from kvmpy.virtio.ninep.session import MOST_MSIZE, Session, error_reply
+from kvmpy.virtio.ninep.workers import MessageWorkers
 from kvmpy.virtio.virtqueue import Virtqueue
 
 __all__ = ["Plan9", "Plan9Feature"]

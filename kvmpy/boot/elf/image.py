@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from kvmpy.boot.elf_format import EM_386, ET_DYN, PT_LOAD, ElfHeader, ProgramHeader
-from kvmpy.boot.elf_relocation import PlacedSegment, find_relocations, relocate
+from kvmpy.boot.elf.format import EM_386, ET_DYN, PT_LOAD, ElfHeader, ProgramHeader
+from kvmpy.boot.elf.relocation import PlacedSegment, find_relocations, relocate
 from kvmpy.boot.image import Entry, LoadedRange, RomMapping
 from kvmpy.boot.image_source import ImageSource
 from kvmpy.boot.placement import ram_views
@@ -145,7 +145,7 @@ class ElfImage:
 
         Addresses are virtual. Of several symbols of one name a global one counts, else the first.
         """
-        from kvmpy.boot.elf_symbols import read_symbols
+        from kvmpy.boot.elf.symbols import read_symbols
 
         mask = (1 << self.bits) - 1
         return {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from kvmpy.errors import ClosedError
 
 if TYPE_CHECKING:
-    from kvmpy.virtio.vsock import Vsock
+    from kvmpy.virtio.vsock.device import Vsock
 
 __all__ = ["VsockListener"]
 

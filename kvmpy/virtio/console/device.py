@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvmpy.errors import UsageError
 from kvmpy.virtio.chain import Chain
-from kvmpy.virtio.console_port import ConsolePort
+from kvmpy.virtio.console.port import ConsolePort
 from kvmpy.virtio.descriptors import read_single_buffers
 from kvmpy.virtio.device import VirtioDevice
 from kvmpy.virtio.virtqueue import BATCH, Virtqueue

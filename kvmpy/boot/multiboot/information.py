@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kvmpy._value import frozen
 from kvmpy.boot.e820 import E820Entry, E820Type
 from kvmpy.boot.field_table import Fields
-from kvmpy.boot.multiboot2_header import InformationTag
+from kvmpy.boot.multiboot.header2 import InformationTag
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

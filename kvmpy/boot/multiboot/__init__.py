@@ -1,0 +1,1 @@
+"""Multiboot kernels, of both versions of the specification."""

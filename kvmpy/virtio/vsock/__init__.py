@@ -1,0 +1,1 @@
+"""Virtio's sockets between guest and host (virtio 1.2, section 5.10)."""
