@@ -19,7 +19,7 @@ PROGRAMS = [block for block in BLOCKS if block.language == "python"]
 SHELL = [block for block in BLOCKS if block.language == "sh"]
 ANSWERED = [block for block in SHELL if block.output is not None]
 
-TOOLS = {"apt-get", "echo", "gdb", "pip", "printf", "sudo"}
+TOOLS = {"apt-get", "echo", "gdb", "pip", "printf", "python", "sudo"}
 """Commands that a page may use and that are not ours."""
 PACKAGES = {
     "acpica-tools", "bc", "binutils", "bison", "chromium", "cpio", "dmidecode", "dnsmasq-base", "e2fsprogs", "flex",
