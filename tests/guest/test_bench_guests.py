@@ -117,5 +117,5 @@ def test_a_benchmark_measures_something(name: str) -> None:
             assert row.samples.low >= 0
         elif "adds" not in row.name and name != "memory":
             assert row.samples.low > 0
-        if shutil.which("gcc") and name in ("exits", "lifecycle", "kicks"):
+        if shutil.which("gcc") and name in ("exits", "lifecycle", "kicks") and "that KVM queues" not in row.name:
             assert "C loop" in [comparison.contender for comparison in row.comparisons]
