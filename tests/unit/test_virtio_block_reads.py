@@ -13,7 +13,8 @@ from struct import pack
 import pytest
 
 from kvmpy.memory import MemoryRegion
-from kvmpy.virtio import Block, DeviceStatus, Feature, block_reads
+from kvmpy.virtio import Block, DeviceStatus, Feature
+from kvmpy.virtio.block import cached_reads
 from kvmpy.virtio.block.format import SECTOR, BlockType
 from kvmpy.virtio.descriptors import read_three_buffers
 from virtio_devices import Keeper
@@ -85,7 +86,7 @@ def test_adjacent_reads_are_done_together(ring: FakeQueue, calls: list[tuple[int
 def test_not_too_many_are_done_together(
     ring: FakeQueue, calls: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(block_reads, "TOGETHER", 6 * SECTOR)
+    monkeypatch.setattr(cached_reads, "TOGETHER", 6 * SECTOR)
     for sector in range(10, 26, 2):
         ring.add([header(sector)], [2 * SECTOR, 1])
     ring.kick()
@@ -174,7 +175,7 @@ def test_an_image_in_memory_needs_no_workers() -> None:
 def test_a_long_batch_lets_others_have_their_turn(
     block: Block, ring: FakeQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(block_reads, "AT_ONCE", 8 * SECTOR)
+    monkeypatch.setattr(cached_reads, "AT_ONCE", 8 * SECTOR)
     for sector in range(0, 24, 2):
         ring.add([header(sector)], [2 * SECTOR, 1])
     ring.kick()
@@ -189,7 +190,7 @@ def test_a_long_batch_lets_others_have_their_turn(
 
 
 def test_a_read_longer_than_that_is_a_workers(ring: FakeQueue, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(block_reads, "AT_ONCE", 8 * SECTOR)
+    monkeypatch.setattr(cached_reads, "AT_ONCE", 8 * SECTOR)
     for sector, count in ((0, 1), (1, 9), (10, 1)):
         ring.add([header(sector)], [count * SECTOR, 1])
     ring.kick()
