@@ -133,7 +133,7 @@ class Session(LinuxSession):
         assert self.type_in("cut -d ' ' -f 1 /proc/consoles") == "hvc0\n"  # and no other
         assert self.type_in("dmesg | grep -o 'console .hvc0. enabled'") == "console [hvc0] enabled\n"
         assert self.type_in("tty") == "/dev/hvc0\n"
-        assert self.type_in("stty size") == f"{SIZE[1]} {SIZE[0]}\n"
+        assert self.type_in("until stty size 2>/dev/null; do sleep 1; done") == f"{SIZE[1]} {SIZE[0]}\n"
         card = self.type_in("ifconfig eth0")
         assert f"HWaddr {MAC.upper()}" in card
         assert f"inet addr:{address}" in card

@@ -158,7 +158,7 @@ def test_a_driver_is_told_of_the_size_in_its_first_pauses() -> None:
     (reminder,) = (timer for timer in driver.board.timers if timer.call == driver.device._remind)
     assert reminder.deadline is None
     driver.start()
-    for _ in range(3):
+    for _ in range(6):
         assert reminder.deadline is not None
         assert driver.acknowledge() == 0
         reminder.call()

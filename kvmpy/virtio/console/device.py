@@ -40,9 +40,9 @@ _AT_ONCE = 1 << 20
 _MOST_PORTS = 31
 _MOST_MESSAGES = 1024
 """That wait for a driver which makes no buffers available. One that asks for more is told no more."""
-_PAUSE = 0.2
-"""Seconds without output after which a driver has probably finished what it was doing."""
-_REMINDERS = 3
+_PAUSE = 0.02
+"""Seconds without output after which a driver has perhaps finished what it was doing; each time twice as many."""
+_REMINDERS = 6
 
 
 class ConsoleFeature(IntEnum):
@@ -320,7 +320,7 @@ class VirtioConsole(VirtioDevice):
 
     def _remind_later(self) -> None:
         if self._reminder is not None:
-            self._reminder.start(time.monotonic() + _PAUSE)
+            self._reminder.start(time.monotonic() + _PAUSE * 2 ** (_REMINDERS - self._reminders_left))
 
     def _remind(self) -> None:
         with self.lock:
