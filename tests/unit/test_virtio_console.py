@@ -171,6 +171,13 @@ def test_a_driver_is_told_of_the_size_in_its_first_pauses() -> None:
     assert reminder.deadline is not None
 
 
+def test_a_driver_that_knows_no_sizes_is_told_of_none() -> None:
+    driver = ConsoleDriver(VirtioConsole())
+    driver.start(without=(ConsoleFeature.SIZE,))
+    driver.request([b"text"], queue=TRANSMIT)
+    assert all(timer.deadline is None for timer in driver.board.timers if timer.call == driver.device._remind)
+
+
 def test_a_driver_that_knows_ports_gets_the_size_as_a_message_only() -> None:
     driver = ConsoleDriver(VirtioConsole(channels=("agent",)))
     driver.start()

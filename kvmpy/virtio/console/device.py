@@ -314,7 +314,7 @@ class VirtioConsole(VirtioDevice):
     # terminal is being set up, which ends with printing the whole log. It is told of a change in the first pauses.
 
     def started(self) -> None:
-        if not self._multiport:
+        if not self._multiport and self.has_feature(ConsoleFeature.SIZE):
             self._reminders_left = _REMINDERS
             self._remind_later()
 
