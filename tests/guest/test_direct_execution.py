@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -232,6 +233,7 @@ beside: mov dword ptr [rip + ticks + 4], ebx      # code that writes to its own 
 """
 
 INT3S = 2000
+HALTS = 3000
 NUMBER = 0x1234_5678
 USER_SOURCE = f"""
 _start: {X2APIC}
@@ -362,26 +364,85 @@ ticks:  .quad 0
 """
 
 
-def kick(machine: Machine, done: threading.Event) -> None:
-    """Have KVM_RUN come back all the time, as ticks do now and then."""
-    while not done.is_set():
-        time.sleep(0.0003)
-        if machine.running:
-            machine.vcpus[0].kick()
+def run_with_kicks(machine: Machine, *, change: bool = False) -> None:
+    """Run to the end that the guest chooses, code 0, while KVM_RUN comes back all the time, as ticks do now and then.
+
+    With `change`, KVM's emulator goes on in two of three cases.
+    """
+    done = threading.Event()
+    runner = machine.runners[0]
+
+    def kick() -> None:
+        for number in itertools.count():
+            if done.wait(0.0003):
+                return
+            if machine.running:
+                if change and runner.direct_execution is not None:
+                    runner.runs_ring_0_directly = number % 3 == 0
+                machine.vcpus[0].kick()
+
+    kicks = threading.Thread(target=kick)
+    kicks.start()
+    try:
+        outcome = machine.run(SECONDS)
+    finally:
+        done.set()
+        kicks.join()
+    assert (outcome.end, outcome.code) == (End.EXITED, 1), str(outcome.report)
 
 
 @pytest.mark.parametrize("at", [0, HIGH], ids=["low", "high"])
 def test_no_breakpoint_is_lost_or_comes_twice_when_the_machine_ticks(at: int) -> None:
     with prepared(BREAKPOINT_SOURCE, at, {3: "breakpoint", 0x40: "timer"}) as (machine, _):
-        done = threading.Event()
-        kicks = threading.Thread(target=kick, args=(machine, done))
-        kicks.start()
-        outcome = machine.run(SECONDS)
-        done.set()
-        kicks.join()
-        assert (outcome.end, outcome.code) == (End.EXITED, 1), str(outcome.report)
+        run_with_kicks(machine)
         direct = machine.runners[0].direct_execution
         assert not needs_repair() or (direct is not None and direct.counts["INT3"] > INT3S // 4)
+
+
+HALT_SOURCE = f"""
+_start: {X2APIC}
+        mov ecx, 0x832                            # timer: once, vector 0x40
+        mov eax, 0x40
+        wrmsr
+        sti
+        mov ecx, 600000
+1:      dec ecx
+        jnz 1b
+        mov dword ptr [rip + ticks], 0
+        mov ebx, {HALTS}
+again:  cli
+        mov ecx, 0x838
+        mov eax, 20000                            # 20 us: mostly before STI
+        xor edx, edx
+        wrmsr
+        rdtsc
+        mov esi, eax
+2:      rdtsc
+        sub eax, esi
+        cmp eax, 300000
+        jb 2b
+        sti
+        hlt
+        dec ebx
+        jnz again
+        cmp dword ptr [rip + ticks], {HALTS}
+        jne bad
+        mov al, 0
+        out 0xf4, al
+bad:    mov al, 2
+        out 0xf4, al
+{TIMER}
+        .balign 4096
+ticks:  .quad 0
+"""
+
+
+@pytest.mark.parametrize("at", [0, HIGH], ids=["low", "high"])
+def test_no_interrupt_that_a_halted_guest_waits_for_is_lost_when_the_way_to_run_it_changes(at: int) -> None:
+    with prepared(HALT_SOURCE, at, {0x40: "timer"}) as (machine, _):
+        run_with_kicks(machine, change=True)
+        direct = machine.runners[0].direct_execution
+        assert not needs_repair() or (direct is not None and direct.counts["interrupts"] > HALTS // 20)
 
 
 EVERYWHERE_SOURCE = f"""
@@ -485,13 +546,7 @@ rounds: .quad 0
 def test_instructions_may_be_interrupted_anywhere(at: int, rounds: int) -> None:
     with prepared(EVERYWHERE_SOURCE, at, {0x40: "timer"}) as (machine, symbols):
         machine.memory.write_u32(symbols["rounds"] - at, rounds)
-        done = threading.Event()
-        kicks = threading.Thread(target=kick, args=(machine, done))
-        kicks.start()
-        outcome = machine.run(SECONDS)
-        done.set()
-        kicks.join()
-        assert (outcome.end, outcome.code) == (End.EXITED, 1), str(outcome.report)
+        run_with_kicks(machine)
         direct = machine.runners[0].direct_execution
         if needs_repair():
             assert direct is not None

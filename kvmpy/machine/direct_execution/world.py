@@ -84,6 +84,8 @@ __all__ = ["AREA", "DirectFailed", "DirectWorld"]
 AREA = 0xF_F000_0000
 """Where the memory is, in guest-physical addresses: within the 36 bits that every processor with long mode has, above
 RAM and what else a guest finds."""
+_LOCAL_APIC = 0xFEE0_0000
+"""The address of a message to the one that there is."""
 _OURS_END = BASE + (RETURN + 1) * PAGE
 _HIGHEST = 15
 _CLAC = b"\x0f\x01\xca"
@@ -114,7 +116,7 @@ class DirectWorld:
         self._guest = bytearray(SREGS_END)
         """The guest's struct kvm_sregs."""
         self._held: list[int] = []
-        """Vectors of interrupts of the PIC that wait for IF."""
+        """Vectors of interrupts that wait for IF, and that the local APIC has done with."""
         self._masked = False
         """Whether interrupts of the local APIC wait for IF."""
         self._postponed = self._kicked = self._inside = False
@@ -227,6 +229,8 @@ class DirectWorld:
         sregs[INTERRUPTS:] = NO_INTERRUPTS
         vcpu._sync.put(bytes(regs), bytes(sregs))
         self._masked = self._inside = False
+        # KVM shall deliver what waits: the guest may be emulated for long. Without its local APIC it waits on.
+        self._held = [vector for vector in self._held if not vcpu.vm.signal_msi(_LOCAL_APIC, vector)]
         self.cells[PENDING] = len(self._held)
         if self.cells[KERNEL_GS] != self._kernel_gs_base:
             vcpu.set_msr(KERNEL_GS_BASE, self.cells[KERNEL_GS])
@@ -276,8 +280,10 @@ class DirectWorld:
     def _hold(self, vector: int) -> None:
         """An interrupt has to wait for IF.
 
-        KVM has taken it from the local APIC already. It goes back, and the task priority keeps it there: the guest may
-        end the handling of another interrupt meanwhile, and its EOI must not be for this one.
+        KVM has taken it from the local APIC already. kvm_pvm ends an interrupt when it delivers it, and knows nothing
+        of it any more, as of one of the PIC. Where it is in service, as the manual wants it, it goes back, and the task
+        priority keeps it there: the guest may end the handling of another one meanwhile, and its EOI must not be for
+        this one.
         """
         lapic = self.vcpu.get_lapic()
         registers = memoryview(lapic).cast("B")
@@ -290,7 +296,7 @@ class DirectWorld:
             self._set_priority(_HIGHEST)
             for again in self.runner.control.edges:  # what a device raised between the two ioctls is lost
                 again()
-        else:  # of the PIC
+        else:
             self._held.append(vector)
         self.cells[PENDING] = 1
 
